@@ -1,0 +1,1 @@
+"""The service: HTTP, SQL, storage, queue. No torch, by any import chain."""

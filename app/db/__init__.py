@@ -1,0 +1,1 @@
+"""The database edge: tables, engine, sessions."""

@@ -1,0 +1,185 @@
+"""The tables. The database is the only source of truth; the meaning of each state is in app/jobs/lifecycle.py."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.db.types import UtcDateTime
+
+JsonValue = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    type_annotation_map = {datetime: UtcDateTime, JsonValue: JSON, list[Any]: JSON, int: BigInteger}
+
+
+class ModelRow(Base):
+    """An uploaded, immutable program."""
+
+    __tablename__ = "models"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    format: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20))
+    """checking, ready or rejected."""
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    facts: Mapped[JsonValue | None]
+    """ModelFacts, once ready."""
+    error: Mapped[JsonValue | None]
+    """code, detail, fix; once rejected."""
+    created_at: Mapped[datetime]
+    __table_args__ = (Index("ix_models_created", "created_at", "id"),)
+
+
+class DatasetRow(Base):
+    """Uploaded, immutable examples."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    format: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(20))
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    facts: Mapped[JsonValue | None]
+    """DatasetFacts, once ready."""
+    error: Mapped[JsonValue | None]
+    created_at: Mapped[datetime]
+    __table_args__ = (Index("ix_datasets_created", "created_at", "id"),)
+
+
+class JobRow(Base):
+    """A unit of engine work: a user's optimize job, or the check of an upload (not listed under /v1/jobs)."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), index=True)
+    action: Mapped[str] = mapped_column(String(20))
+    """optimize, check_model or check_dataset."""
+    model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
+    """check_dataset: the dataset to check. optimize: recipe.data.dataset_id."""
+    evaluation_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    recipe: Mapped[JsonValue | None]
+    labels: Mapped[JsonValue]
+    priority: Mapped[int] = mapped_column(Integer)
+    deadline_seconds: Mapped[int | None] = mapped_column(Integer)
+
+    state: Mapped[str] = mapped_column(String(20))
+    attempt: Mapped[int] = mapped_column(Integer)
+    max_attempts: Mapped[int] = mapped_column(Integer)
+    epoch: Mapped[int]
+    """Fencing token: rises with each claim; every write of an attempt carries it."""
+    worker_id: Mapped[str | None] = mapped_column(String(80))
+    lease_until: Mapped[datetime | None]
+    published_at: Mapped[datetime | None]
+    """When a wake-up hint was last sent; the sweep sends another when the job still waits."""
+
+    stage: Mapped[str | None] = mapped_column(String(50))
+    progress: Mapped[JsonValue]
+    error: Mapped[JsonValue | None]
+    metrics: Mapped[JsonValue | None]
+    verdict: Mapped[JsonValue | None]
+    isolation: Mapped[list[Any]]
+    """Names of the isolation layers active in the latest attempt."""
+    last_seq: Mapped[int]
+    """The sequence number of the newest event."""
+
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_jobs_state_lease", "state", "lease_until"),
+        Index("ix_jobs_state_published", "state", "published_at"),
+        Index("ix_jobs_created", "created_at", "id"),
+    )
+
+
+class EventRow(Base):
+    """Something that happened to a job; `seq` counts from 1 without gaps."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    """state, progress or log."""
+    data: Mapped[JsonValue]
+    created_at: Mapped[datetime]
+
+
+class ArtifactRow(Base):
+    """A file a job made. Rows appear in the transaction that finishes the job, never before."""
+
+    __tablename__ = "artifacts"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    owner: Mapped[str] = mapped_column(String(40), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    media_type: Mapped[str] = mapped_column(String(100))
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    epoch: Mapped[int]
+    created_at: Mapped[datetime]
+    __table_args__ = (UniqueConstraint("job_id", "name"),)
+
+
+class OutboxRow(Base):
+    """A wake-up hint to publish, written in the transaction that queued its job."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+
+
+class LogRow(Base):
+    """The engine's log of one attempt: a capped blob in storage."""
+
+    __tablename__ = "logs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class IdempotencyRow(Base):
+    """The remembered answer to a request that carried an Idempotency-Key."""
+
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(String(40), primary_key=True)
+    route: Mapped[str] = mapped_column(String(100), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int] = mapped_column(Integer)
+    body: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+
+
+class WorkerRow(Base):
+    """A worker process and what it can isolate; refreshed with each heartbeat."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    queue: Mapped[str] = mapped_column(String(20))
+    facts: Mapped[JsonValue]
+    """device, num_cores, memory_bytes, isolation, versions."""
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]

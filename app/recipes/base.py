@@ -1,0 +1,52 @@
+"""What every part of the request language shares: strict, frozen, JSON-only models, and the base of all steps."""
+
+from enum import StrEnum
+from typing import Annotated, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+Items = Annotated[tuple[T, ...], Field(strict=False)]
+"""An immutable sequence that a JSON array, hence a Python list, may fill; its items stay strict."""
+
+
+class Spec(BaseModel):
+    """A piece of a request. Unknown fields are refused, types are not coerced, values never change after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class DataNeed(StrEnum):
+    """How much data a step needs from the recipe, from nothing to labelled examples."""
+
+    NONE = "none"
+    INPUTS = "inputs"
+    LABELS = "labels"
+
+
+class Form(StrEnum):
+    """What a step works on and leaves behind."""
+
+    MODULE = "module"
+    """A trainable torch module."""
+    INTEGER = "integer"
+    """An integer ONNX program: final, it can only be measured and downloaded."""
+
+
+class BaseStep(Spec):
+    """One technique with its parameters. Subclasses add `kind`, their fields and the facts below."""
+
+    family: ClassVar[str]
+    """The row of the technique table: pruning, quantization, training, ..."""
+    summary: ClassVar[str]
+    """One sentence: what it does and what it honestly gains."""
+    leaves: ClassVar[Form] = Form.MODULE
+    """The form of the program after this step."""
+    undone_by: ClassVar[dict[str, str]] = {}
+    """Kinds that must not come later in the recipe, each with the reason."""
+
+    def data_need(self) -> DataNeed:
+        """Return what this step, with these parameters, needs from `recipe.data`."""
+        return DataNeed.NONE

@@ -1,0 +1,153 @@
+"""Measured numbers: what the engine reports and what GET /v1/jobs/{id}/metrics answers. Units are in the names."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.recipes.base import Items, Spec
+
+
+class Quality(Spec):
+    """How right a model is on held-out examples."""
+
+    metric: Literal["accuracy", "agreement", "mean_squared_error", "perplexity", "cosine"]
+    """What `value` is. `agreement` and `cosine` are relative to the original model (no labels)."""
+    value: float
+    """The number."""
+    higher_is_better: bool
+    """Direction."""
+    num_examples: int
+    """Held-out examples it was measured on."""
+    standard_error: float | None
+    """Standard error of `value` over the examples, where it has one."""
+
+
+class Latency(Spec):
+    """Time of one call, over `num_runs` calls after warm-up."""
+
+    batch_size: int
+    num_threads: int
+    num_runs: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    mean_ms: float
+
+
+class Measurement(Spec):
+    """Everything measured about one model."""
+
+    quality: Quality | None
+    """None where the recipe has no data."""
+    latency: Latency
+    throughput_per_second: float
+    """Examples per second at the median latency."""
+    peak_memory_bytes: int
+    """Peak resident growth of a fresh process that loads and runs the model once."""
+    file_bytes: int
+    """The file in the target's runtime format, on disk."""
+    parameters: int
+    """Numbers stored."""
+    nonzero_parameters: int
+    """Of these, not zero."""
+    macs: int | None
+    """Multiply-accumulates of one example; None where they could not be counted."""
+    uncounted_operators: Items[str] = ()
+    """Operators that MAC counting does not know."""
+
+
+class Ratio(Spec):
+    """result / original with a 95 % bootstrap confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Equivalence(Spec):
+    """How close the result's output is to the original's on the same inputs."""
+
+    output: str
+    cosine: float
+    """Mean cosine similarity over examples."""
+    snr_db: float | None
+    """10 log10(signal power / error power); None when the outputs are equal."""
+    max_abs_error: float
+    num_examples: int
+
+
+class Comparison(Spec):
+    """The two models against each other."""
+
+    latency_ratio: Ratio
+    """Result / original, below 1 is faster."""
+    file_ratio: float
+    parameters_ratio: float
+    macs_ratio: float | None
+    peak_memory_ratio: float | None
+    quality_change: float | None
+    """Result - original in the unit of the metric."""
+    equivalence: Items[Equivalence]
+
+
+class StepMetrics(Spec):
+    """What one step did."""
+
+    index: int
+    kind: str
+    seconds: float
+    facts: dict[str, float | int | str | bool | None]
+    """Named facts of the technique, e.g. channels_removed, sparsity, epochs_run."""
+    parameters: int | None
+    """After the step; None where the form has no parameters to count."""
+    nonzero_parameters: int | None
+    macs: int | None
+
+
+class LayerMetrics(Spec):
+    """One layer before and after."""
+
+    name: str
+    type: str
+    parameters_before: int
+    parameters_after: int | None
+    """None when the layer no longer exists as such."""
+    nonzero_after: int | None
+    shape_before: Items[int]
+    shape_after: Items[int] | None
+    macs_before: int | None
+    macs_after: int | None
+
+
+class Verdict(Spec):
+    """The comparison in words; every sentence holds its numbers."""
+
+    outcome: Literal["better", "mixed", "worse", "no_difference"]
+    summary: str
+    better: Items[str] = ()
+    worse: Items[str] = ()
+    within_noise: Items[str] = ()
+    warnings: Items[str] = ()
+
+
+class Environment(Spec):
+    """Where the numbers come from."""
+
+    processor: str
+    num_cores: int
+    runtime: str
+    num_threads: int
+    versions: dict[str, str]
+    isolation: Items[str] = ()
+
+
+class Metrics(Spec):
+    """All numbers of a job."""
+
+    baseline: Measurement
+    result: Measurement
+    comparison: Comparison
+    steps: Items[StepMetrics]
+    layers: Items[LayerMetrics] = Field(max_length=100_000)
+    verdict: Verdict
+    environment: Environment

@@ -1,0 +1,120 @@
+"""A recipe: ordered steps, the data they use, the target they are measured on, the files they produce."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.recipes.base import BaseStep, DataNeed, Form, Items, Spec
+from app.recipes.data import Data
+from app.recipes.pruning import PruneMagnitude, PruneStructured
+from app.recipes.quantization import QuantizeInt8
+from app.recipes.training import Finetune
+
+Step = Annotated[PruneStructured | PruneMagnitude | Finetune | QuantizeInt8, Field(discriminator="kind")]
+
+KINDS: dict[str, type[BaseStep]] = {
+    "prune_structured": PruneStructured,
+    "prune_magnitude": PruneMagnitude,
+    "finetune": Finetune,
+    "quantize_int8": QuantizeInt8,
+}
+"""Every technique by its name, in the order they are shown."""
+
+Format = Literal["onnx", "pt2", "safetensors"]
+
+
+class Target(Spec):
+    """The device and runtime on which original and result are measured, side by side."""
+
+    device: Literal["cpu"] = "cpu"
+    """Where the artifact will run."""
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    """What will run it. Both models are measured in the same one."""
+    num_threads: int = Field(1, ge=1, le=64)
+    """Threads of the runtime during measurement."""
+    batch_size: int = Field(1, ge=1, le=4096)
+    """Examples per call. A model exported with a fixed batch is measured at that batch."""
+    num_runs: int = Field(100, ge=10, le=10_000)
+    """Timed calls of each model, interleaved, after warm-up."""
+
+
+class Outputs(Spec):
+    """The files a job leaves behind."""
+
+    formats: Items[Format] | None = Field(None, max_length=3, json_schema_extra={"minItems": 1})
+    """Null: all that the final form allows (integer models exist as ONNX only)."""
+
+
+class Recipe(Spec):
+    """What to do to a model."""
+
+    steps: Items[Step] = Field(max_length=32, json_schema_extra={"minItems": 1})
+    """The techniques, in order."""
+    data: Data | None = None
+    """Examples for training, calibration and measuring quality; without it quality is compared on random inputs."""
+    target: Target = Target()
+    """Where speed is measured."""
+    outputs: Outputs = Outputs()
+    """Which files to make."""
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Fixes every random choice: same model, recipe, data and seed give the same artifacts on the same machine."""
+
+    # Emptiness is checked here and not by min_length, which pydantic also reports for steps that are merely invalid.
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if not self.steps:
+            raise ValueError("steps is empty; a recipe needs at least one technique")
+        if self.outputs.formats == ():
+            raise ValueError("outputs.formats is empty; name a format or leave it null for all")
+        return self
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        for index, step in enumerate(self.steps):
+            later = self.steps[index + 1 :]
+            if later and step.leaves is Form.INTEGER:
+                raise ValueError(
+                    f"steps[{index}] {step.kind} leaves an integer model that {later[0].kind} cannot work on; "
+                    f"make {step.kind} the last step"
+                )
+            for offset, other in enumerate(later, start=index + 1):
+                if other.kind in step.undone_by:
+                    raise ValueError(
+                        f"steps[{offset}] {other.kind} must not follow steps[{index}] {step.kind}: "
+                        f"{step.undone_by[other.kind]}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_data(self) -> Self:
+        for index, step in enumerate(self.steps):
+            need = step.data_need()
+            if need is not DataNeed.NONE and self.data is None:
+                raise ValueError(f"steps[{index}] {step.kind} needs data ({need.value}); set recipe.data")
+            if need is DataNeed.LABELS and self.data is not None and not self.data.has_labels:
+                raise ValueError(
+                    f"steps[{index}] {step.kind} needs labels; set recipe.data.label_column and recipe.data.task"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_outputs(self) -> Self:
+        if self.form is Form.INTEGER:
+            if self.target.runtime != "onnxruntime":
+                raise ValueError("quantize_int8 makes an ONNX model; set target.runtime to 'onnxruntime'")
+            wrong = [f for f in self.outputs.formats or () if f != "onnx"]
+            if wrong:
+                raise ValueError(f"an integer model exists as onnx only; remove {wrong} from outputs.formats")
+        return self
+
+    @property
+    def form(self) -> Form:
+        """The form of the program after the last step."""
+        return self.steps[-1].leaves
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The artifact formats this recipe produces."""
+        if self.outputs.formats is not None:
+            return tuple(dict.fromkeys(self.outputs.formats))
+        return ("onnx",) if self.form is Form.INTEGER else ("onnx", "pt2", "safetensors")

@@ -1,0 +1,133 @@
+"""The request language refuses what makes no sense, with the reason and the place."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from app.recipes import base, data, facts, metrics, plan, pruning, quantization, recipe, training
+from app.recipes.base import Form
+from app.recipes.recipe import KINDS, Recipe
+
+DATASET = "dst_" + "a" * 26
+LABELLED = {
+    "dataset_id": DATASET,
+    "inputs": {"x": {"column": "image"}},
+    "label_column": "label",
+    "task": "classification",
+}
+UNLABELLED = {"dataset_id": DATASET, "inputs": {"x": {"column": "image"}}}
+
+
+def make(*steps: str | dict[str, Any], **other: Any) -> Recipe:
+    listed = [{"kind": step} if isinstance(step, str) else step for step in steps]
+    return Recipe.model_validate({"steps": listed, **other})
+
+
+def messages(error: ValidationError) -> str:
+    return " ".join(item["msg"] for item in error.errors())
+
+
+@pytest.mark.parametrize(
+    ("steps", "other", "expected"),
+    [
+        (["quantize_int8", "prune_magnitude"], {}, "make quantize_int8 the last step"),
+        (["quantize_int8", "quantize_int8"], {}, "make quantize_int8 the last step"),
+        (["prune_magnitude", "prune_structured"], {}, "prune structures first, then weights"),
+        (["prune_magnitude", "finetune", "prune_structured"], {"data": LABELLED}, "must not follow steps[0]"),
+        (["finetune"], {}, "finetune needs data (labels)"),
+        (["finetune"], {"data": UNLABELLED}, "finetune needs labels"),
+        ([{"kind": "quantize_int8", "mode": "static"}], {}, "needs data (inputs)"),
+        ([{"kind": "prune_structured", "criterion": "taylor"}], {"data": UNLABELLED}, "needs labels"),
+        (["quantize_int8"], {"target": {"runtime": "torch"}}, "set target.runtime to 'onnxruntime'"),
+        (["quantize_int8"], {"outputs": {"formats": ["onnx", "pt2"]}}, "exists as onnx only"),
+    ],
+)
+def test_senseless_recipe_is_refused_with_the_reason(steps: list[Any], other: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        make(*steps, **other)
+    assert expected in messages(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "form", "formats"),
+    [
+        (["prune_structured", "finetune", "quantize_int8"], Form.INTEGER, ("onnx",)),
+        (["prune_structured", "prune_magnitude", "finetune"], Form.MODULE, ("onnx", "pt2", "safetensors")),
+        (["finetune", "prune_magnitude", "finetune", "prune_magnitude"], Form.MODULE, ("onnx", "pt2", "safetensors")),
+    ],
+)
+def test_sensible_chain_is_accepted(steps: list[str], form: Form, formats: tuple[str, ...]) -> None:
+    accepted = make(*steps, data=LABELLED)
+    assert accepted.form is form
+    assert accepted.formats == formats
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"steps": []},
+        {"steps": [{"kind": "shrink_magically"}]},
+        {"steps": [{"kind": "prune_magnitude", "sparsity": 1.0}]},
+        {"steps": [{"kind": "prune_magnitude", "amount": 0.5}]},
+        {"steps": [{"kind": "prune_magnitude", "sparsity": float("nan")}]},
+        {"steps": [{"kind": "prune_magnitude"}], "seed": -1},
+        {"steps": [{"kind": "prune_magnitude"}], "surprise": 1},
+        {"steps": [{"kind": "prune_magnitude"}], "data": {**LABELLED, "dataset_id": "../../etc/passwd"}},
+        {"steps": [{"kind": "prune_magnitude"}], "data": {**UNLABELLED, "label_column": "label"}},
+        {"steps": [{"kind": "prune_magnitude"}], "data": {**LABELLED, "label_column": None}},
+        {"steps": [{"kind": "prune_magnitude"}], "data": {**UNLABELLED, "inputs": {"x": {"column": "c", "std": [0]}}}},
+    ],
+)
+def test_malformed_recipe_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(body)
+
+
+@given(
+    kinds=st.lists(st.sampled_from([kind for kind in KINDS if kind != "quantize_int8"]), min_size=1, max_size=6),
+    integer=st.booleans(),
+)
+def test_only_the_two_order_rules_refuse_a_labelled_chain(kinds: list[str], integer: bool) -> None:
+    steps = [*kinds, "quantize_int8"] if integer else kinds
+    first_zeros = kinds.index("prune_magnitude") if "prune_magnitude" in kinds else len(kinds)
+    senseless = "prune_structured" in kinds[first_zeros:]
+    if senseless:
+        with pytest.raises(ValidationError):
+            make(*steps, data=LABELLED)
+    else:
+        assert make(*steps, data=LABELLED).form is (Form.INTEGER if integer else Form.MODULE)
+
+
+def test_recipe_survives_json() -> None:
+    original = make("prune_structured", "finetune", "quantize_int8", data=LABELLED, seed=7)
+    assert Recipe.model_validate_json(original.model_dump_json()) == original
+
+
+def test_every_kind_is_listed_under_its_own_name() -> None:
+    assert {spec.model_fields["kind"].annotation.__args__[0] for spec in KINDS.values()} == set(KINDS)  # type: ignore[union-attr]
+
+
+REQUEST_MODULES = (base, data, pruning, quantization, recipe, training, plan, facts, metrics)
+REQUEST_SPECS = [
+    value
+    for module in (data, pruning, quantization, recipe, training)
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == module.__name__
+]
+
+
+@pytest.mark.parametrize("spec", REQUEST_SPECS, ids=lambda spec: spec.__name__)
+def test_every_field_a_user_can_set_is_described(spec: type[BaseModel]) -> None:
+    undescribed = [name for name, field in spec.model_fields.items() if not field.description]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize("module", REQUEST_MODULES, ids=lambda module: module.__name__)
+def test_specs_are_strict_and_frozen(module: Any) -> None:
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, BaseModel) and value.__module__ == module.__name__:
+            assert value.model_config["extra"] == "forbid"
+            assert value.model_config["frozen"] is True

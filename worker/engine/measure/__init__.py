@@ -1,0 +1,1 @@
+"""Measuring programs: size, MACs, latency, memory, quality, equivalence, verdict."""

@@ -1,0 +1,1 @@
+"""Uploaded bytes to a trainable module and back: intake check, import, export."""

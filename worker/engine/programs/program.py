@@ -1,0 +1,68 @@
+"""A program in the engine's hands: a trainable module with real layers and the original names, or an ONNX file."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx
+
+from app.recipes.facts import TensorFacts
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The call of a program: flat positional inputs and flat outputs, in order, with their original names.
+
+    A size that may vary is a string; the batch axis is always axis 0 and, when it may vary, named "batch".
+    """
+
+    inputs: tuple[TensorFacts, ...]
+    outputs: tuple[TensorFacts, ...]
+    batch_size: int | None
+    """The fixed batch size, or None where the batch may vary."""
+    dynamic_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    """Variable size -> smallest and largest allowed value (None: unbounded)."""
+
+
+@dataclass
+class Program:
+    """A trainable module. `module(*inputs)` takes the signature's inputs and returns a tuple of its outputs."""
+
+    module: fx.GraphModule
+    signature: Signature
+    exported_in: str
+    """"train" or "eval"."""
+    tied: tuple[tuple[str, ...], ...] = ()
+    """Groups of parameter names that share one tensor."""
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter name -> bool mask, False where a pruned weight must stay zero. Training re-applies them."""
+
+    def copy(self) -> "Program":
+        """Return an independent copy (parameters, buffers and masks are cloned)."""
+        import copy
+
+        return replace(
+            self, module=copy.deepcopy(self.module), masks={name: mask.clone() for name, mask in self.masks.items()}
+        )
+
+    def example_inputs(self, batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:
+        """Return random inputs of the signature: normal floats, small non-negative integers, alternating booleans."""
+        raise NotImplementedError  # programs helper
+
+    def apply_masks(self) -> None:
+        """Set every masked weight to zero, in place."""
+        parameters = dict(self.module.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, mask in self.masks.items():
+                parameters[name].mul_(mask)
+
+
+@dataclass(frozen=True)
+class OnnxProgram:
+    """A final program that exists as an ONNX file only, with the same input and output names as its source."""
+
+    path: Path
+    signature: Signature
+    parameters: int
+    """Numbers stored in the file's initializers, scales and zero points included."""
+    nonzero_parameters: int

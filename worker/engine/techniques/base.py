@@ -1,0 +1,62 @@
+"""The seam between the pipeline and a technique.
+
+A technique is one module named like its spec's kind, with two functions:
+
+    inspect(program: Program) -> Capability                       which layers it can work on
+    run(program, step, context: Context) -> Outcome               do it; may change `program` in place
+
+It imports no other technique. It raises RecipeRefused or StepFailed with values in the message.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from worker.engine.programs.program import OnnxProgram, Program
+
+
+class Examples(Protocol):
+    """Bound data: batches of model inputs with labels. `num_*` counts examples."""
+
+    num_training: int
+    num_evaluation: int
+    task: str
+
+    def training_batches(
+        self, batch_size: int, *, seed: int, drop_last: bool = False
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Yield (inputs, labels) over the shuffled training part, once."""
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Yield (inputs, labels) over the held-out part, in order."""
+
+    def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        """Return the task's mean loss of one batch (differentiable)."""
+
+
+@dataclass
+class Context:
+    """What a step may use besides the program."""
+
+    seed: int
+    """Of this step: derived from the recipe's seed and the step's index."""
+    num_threads: int
+    directory: Path
+    """Scratch, private to the step."""
+    examples: Examples | None
+    report: Callable[..., None]
+    """report(fraction, message="", **metrics): progress within the step, 0 to 1."""
+
+
+@dataclass
+class Outcome:
+    """What a step leaves behind."""
+
+    program: Program | OnnxProgram
+    facts: dict[str, float | int | str | bool | None] = field(default_factory=dict)
+    """Named numbers for the step's metrics."""
+    warnings: tuple[str, ...] = ()
+    """Plain sentences for the verdict, e.g. that nothing got smaller."""
