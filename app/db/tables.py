@@ -1,9 +1,9 @@
 """The tables. The database is the only source of truth; the meaning of each state is in app/jobs/lifecycle.py."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.db.types import UtcDateTime
@@ -14,7 +14,22 @@ JsonValue = dict[str, Any]
 class Base(DeclarativeBase):
     """All tables."""
 
-    type_annotation_map = {datetime: UtcDateTime, JsonValue: JSON, list[Any]: JSON, int: BigInteger}
+    # Without none_as_null an absent value would be stored as the JSON text "null".
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        JsonValue: JSON(none_as_null=True),
+        list[Any]: JSON,
+        int: BigInteger,
+    }
+    # Named constraints can be changed by later migrations on every database.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
 
 
 class ModelRow(Base):

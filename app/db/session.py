@@ -1,0 +1,145 @@
+"""The connection to the database: one transaction per `with`, the same promises on SQLite and PostgreSQL."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from app.db import migrate
+from app.errors import ConfigurationError, StorageFull, Unavailable
+
+READ_ONLY = "pare_read_only"
+MIGRATION_LOCK_TIMEOUT_SECONDS = 60.0
+
+
+class Database:
+    """A database; cheap to create, connects when first used."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        lock_timeout_seconds: float = 5.0,
+        num_connections: int = 20,
+        pool_timeout_seconds: float = 5.0,
+    ) -> None:
+        self.url = url
+        self.engine = _make_engine(
+            url, lock_timeout_seconds, pool_size=num_connections, max_overflow=0, pool_timeout=pool_timeout_seconds
+        )
+        self._reading = self.engine.execution_options(**{READ_ONLY: True, "postgresql_readonly": True})
+
+    @property
+    def dialect(self) -> str:
+        """sqlite or postgresql."""
+        return self.engine.dialect.name
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """One writing transaction: committed at the end, rolled back by any exception."""
+        with _translated(), Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One reading transaction; on SQLite it never waits for a writer."""
+        with _translated(), Session(self._reading, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def ping(self) -> None:
+        """Raise Unavailable unless the database answers."""
+        with self.read() as session:
+            session.execute(text("SELECT 1"))
+
+    def upgrade(self, revision: str = "head") -> None:
+        """Migrate up. Runners that start at the same time wait for each other; the later ones find nothing to do."""
+        with self._migrating() as connection:
+            migrate.upgrade(connection, revision)
+
+    def downgrade(self, revision: str) -> None:
+        """Migrate down to a revision, or to "base"."""
+        with self._migrating() as connection:
+            migrate.downgrade(connection, revision)
+
+    def check_schema(self) -> None:
+        """Raise unless the migrated schema equals app/db/tables.py."""
+        with self._migrating() as connection:
+            migrate.check(connection)
+
+    def dispose(self) -> None:
+        """Close all pooled connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _migrating(self) -> Iterator[Connection]:
+        # SQLite changes a table by making it anew; with foreign keys on, dropping the old one deletes what refers to
+        # it.
+        engine = _make_engine(self.url, MIGRATION_LOCK_TIMEOUT_SECONDS, foreign_keys=False, poolclass=NullPool)
+        with _translated(), engine.begin() as connection:
+            yield connection
+
+
+def _make_engine(url: str, lock_timeout_seconds: float, *, foreign_keys: bool = True, **pool: Any) -> Engine:
+    parsed = make_url(url)
+    dialect = parsed.get_backend_name()
+    if dialect == "postgresql":
+        milliseconds = int(lock_timeout_seconds * 1000)
+        return create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={milliseconds} -c timezone=UTC"},
+            **pool,
+        )
+    if dialect == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise ConfigurationError("database_url 'sqlite://' lives in one process only; name a file: sqlite:////path")
+        engine = create_engine(parsed, connect_args={"timeout": lock_timeout_seconds}, **pool)
+        _prepare_sqlite(engine, foreign_keys)
+        return engine
+    raise ConfigurationError(f"database_url begins with {parsed.drivername!r}; Pare works on sqlite and postgresql")
+
+
+def _prepare_sqlite(engine: Engine, foreign_keys: bool) -> None:
+    @event.listens_for(engine, "connect")
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins no transactions of its own; `begin` below does
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A deferred transaction that reads first fails at its first write, at once, when another wrote meanwhile.
+        read_only = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the driver's errors about its surroundings into ours; errors about our SQL pass as they are."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise Unavailable("all database connections are in use") from error
+    except (OperationalError, InterfaceError) as error:
+        if _is_disk_full(error):
+            raise StorageFull("the database has no space left") from error
+        if _is_mistake(error):
+            raise
+        raise Unavailable("the database does not answer, or a lock was held too long") from error
+
+
+def _is_disk_full(error: DBAPIError) -> bool:
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or (
+        getattr(error.orig, "sqlstate", None) == "53100"
+    )
+
+
+def _is_mistake(error: DBAPIError) -> bool:
+    # SQLite reports wrong SQL as an operational error with the primary code SQLITE_ERROR.
+    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

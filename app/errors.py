@@ -1,0 +1,162 @@
+"""What can go wrong on the service side; one tree, no HTTP in it (app/api maps each to a status in one place).
+
+    PareError                  code, detail, fix, retryable
+      NotFound                 no such thing, or not yours
+      Conflict                 the thing is in a state that forbids this
+        NotReady               an upload is still being checked
+      InvalidRequest           the request does not fit; `errors` lists every problem with its place
+      IdempotencyMismatch      an Idempotency-Key was used before with another request
+      UnsupportedFormat        the bytes are in a format that Pare does not take
+      TooLarge                 more bytes than the limit
+      RangeNotSatisfiable      a byte range outside the file
+      PreconditionFailed       the thing is not in the version the client expects
+      StorageFull              no space left for the bytes
+      StorageCorrupt           stored bytes do not match their digest
+        BlobMissing            stored bytes are gone
+      Unavailable              a part the service depends on does not answer
+      ConfigurationError       a setting that the service cannot work with
+
+The docstring of a class is its default message; `detail` holds the values.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a request: a JSON pointer into its body, and what is expected there."""
+
+    pointer: str
+    detail: str
+
+
+class PareError(Exception):
+    """Something went wrong in Pare."""
+
+    code: str = "internal_error"
+    fix: str = "Try again; if it happens again, report it with the request id."
+    retryable: bool = False
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        code: str | None = None,
+        fix: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        self.detail = detail or (self.__doc__ or "").strip()
+        self.code = code or self.code
+        self.fix = fix or self.fix
+        self.retryable = self.retryable if retryable is None else retryable
+        super().__init__(self.detail)
+
+
+class NotFound(PareError):
+    """There is no such thing."""
+
+    code = "not_found"
+    fix = "Check the id; list what exists with GET on the collection."
+
+
+class Conflict(PareError):
+    """The state of the thing forbids this."""
+
+    code = "conflict"
+    fix = "Look at the current state first."
+
+
+class NotReady(Conflict):
+    """The upload is still being checked."""
+
+    code = "not_ready"
+    fix = "Wait until its state is 'ready', then send the request again."
+    retryable = True
+
+
+class InvalidRequest(PareError):
+    """The request does not fit."""
+
+    code = "invalid_request"
+    fix = "Correct the places named in `errors` and send the request again."
+
+    def __init__(self, errors: list[Problem], detail: str | None = None, *, code: str | None = None) -> None:
+        self.errors = errors
+        first = errors[0]
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        super().__init__(detail or f"{first.pointer or '/'}: {first.detail}{more}", code=code)
+
+
+class IdempotencyMismatch(PareError):
+    """This Idempotency-Key was used before with a different request."""
+
+    code = "idempotency_key_reused"
+    fix = "Use a new key for a new request."
+
+
+class UnsupportedFormat(PareError):
+    """Pare does not take this format."""
+
+    code = "unsupported_format"
+    fix = "Models: a .pt2 file of torch.export.save. Datasets: .npz or .safetensors."
+
+
+class TooLarge(PareError):
+    """More bytes than the limit."""
+
+    code = "too_large"
+    fix = "Send a smaller body, or raise the limit in the service's settings."
+
+
+class RangeNotSatisfiable(PareError):
+    """The byte range lies outside the file."""
+
+    code = "range_not_satisfiable"
+    fix = "Ask for a range within size_bytes."
+
+    def __init__(self, size_bytes: int, detail: str | None = None) -> None:
+        self.size_bytes = size_bytes
+        super().__init__(detail or f"the file has {size_bytes} bytes")
+
+
+class PreconditionFailed(PareError):
+    """The thing is not in the version the request expects."""
+
+    code = "precondition_failed"
+    fix = "Read it again and use the current ETag."
+
+
+class StorageFull(PareError):
+    """There is no space left in storage."""
+
+    code = "storage_full"
+    fix = "Delete models, datasets or jobs that are no longer needed, or give the service more space."
+    retryable = True
+
+
+class StorageCorrupt(PareError):
+    """Stored bytes do not match their digest."""
+
+    code = "storage_corrupt"
+    fix = "Restore the file from a backup, or upload it again."
+
+
+class BlobMissing(StorageCorrupt):
+    """Stored bytes are gone."""
+
+    code = "blob_missing"
+
+
+class Unavailable(PareError):
+    """A part that the service depends on does not answer."""
+
+    code = "unavailable"
+    fix = "Try again in a few seconds."
+    retryable = True
+
+
+class ConfigurationError(PareError):
+    """A setting does not make sense."""
+
+    code = "configuration_error"
+    fix = "Correct the setting named in the detail and start again."

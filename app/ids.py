@@ -1,0 +1,15 @@
+"""Ids: a prefix that says what the thing is, and 26 random characters that nobody can guess."""
+
+import secrets
+import string
+from typing import Literal
+
+Prefix = Literal["mdl", "dst", "job", "art"]
+
+ALPHABET = string.ascii_lowercase + string.digits
+LENGTH = 26  # log2(36) * 26 = 134 bits
+
+
+def new_id(prefix: Prefix) -> str:
+    """Return a new id, for example job_k3v0q7m2c9x1f8z5a4b6n0p2r7."""
+    return prefix + "_" + "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))

@@ -1,0 +1,101 @@
+"""The check of an upload is a job too: it is claimed, leased and reaped like any other, and it settles the upload."""
+
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.tables import DatasetRow, JobRow, ModelRow
+from app.ids import new_id
+from app.jobs.claim import NO_PROGRESS
+from app.jobs.lifecycle import State, describe_state, write_event
+from app.jobs.outbox import enqueue
+from app.recipes.plan import EngineError
+from app.settings import Settings
+
+CHECKING = "checking"
+READY = "ready"
+REJECTED = "rejected"
+
+
+def queue_check(
+    session: Session, settings: Settings, *, owner: str, model_id: str | None = None, dataset_id: str | None = None
+) -> JobRow:
+    """Queue the check of one upload, in the transaction that inserts it."""
+    assert (model_id is None) != (dataset_id is None), "a check is of a model or of a dataset"
+    return queue_job(
+        session,
+        owner=owner,
+        action="check_model" if model_id else "check_dataset",
+        model_id=model_id,
+        dataset_id=dataset_id,
+        deadline_seconds=settings.check_deadline_seconds,
+        max_attempts=settings.max_attempts,
+    )
+
+
+def queue_job(
+    session: Session,
+    *,
+    owner: str,
+    action: str,
+    deadline_seconds: int,
+    max_attempts: int,
+    model_id: str | None = None,
+    dataset_id: str | None = None,
+    evaluation_dataset_id: str | None = None,
+    recipe: dict[str, Any] | None = None,
+    labels: dict[str, str] | None = None,
+    priority: int = 0,
+) -> JobRow:
+    """Insert a waiting job with its first event and its hint."""
+    job = JobRow(
+        id=new_id("job"),
+        owner=owner,
+        action=action,
+        model_id=model_id,
+        dataset_id=dataset_id,
+        evaluation_dataset_id=evaluation_dataset_id,
+        recipe=recipe,
+        labels=labels or {},
+        priority=priority,
+        deadline_seconds=deadline_seconds,
+        state=State.QUEUED.value,
+        attempt=0,
+        max_attempts=max_attempts,
+        epoch=0,
+        published_at=db_now(),
+        progress=NO_PROGRESS,
+        isolation=[],
+        last_seq=1,
+        created_at=db_now(),
+    )
+    session.add(job)
+    session.flush()
+    write_event(session, job, "state", describe_state(State.QUEUED, 0, None))
+    enqueue(session, job.id)
+    session.flush()
+    session.refresh(job)
+    return job
+
+
+def accept_upload(session: Session, job: JobRow, facts: dict[str, Any]) -> None:
+    """Make the upload of a succeeded check ready."""
+    _settle(session, job, {"state": READY, "facts": facts, "error": None})
+
+
+def reject_upload(session: Session, job: JobRow, error: EngineError) -> None:
+    """Reject the upload of a failed check."""
+    _settle(session, job, {"state": REJECTED, "error": error.model_dump(mode="json")})
+
+
+def _settle(session: Session, job: JobRow, values: dict[str, Any]) -> None:
+    table: type[ModelRow] | type[DatasetRow] = ModelRow if job.action == "check_model" else DatasetRow
+    upload_id = job.model_id or job.dataset_id
+    session.execute(
+        update(table)
+        .where(table.id == upload_id, table.state == CHECKING)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )

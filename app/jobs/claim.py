@@ -1,0 +1,124 @@
+"""A worker takes a job and keeps it: claim, heartbeat, progress. Every write after the claim carries its epoch."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.tables import DatasetRow, JobRow, ModelRow
+from app.jobs.events import change_with_event
+from app.jobs.lifecycle import OWNED, State, move
+from app.recipes.plan import Progress
+from app.recipes.recipe import Recipe
+
+NO_PROGRESS = {"fraction": 0.0, "eta_seconds": None, "message": ""}
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """An upload's bytes in storage."""
+
+    id: str
+    format: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a worker holds while it runs one attempt of a job."""
+
+    job_id: str
+    owner: str
+    epoch: int
+    """The fencing token: raised by every claim."""
+    attempt: int
+    max_attempts: int
+    action: str
+    """optimize, check_model or check_dataset."""
+    recipe: Recipe | None
+    model: StoredFile | None
+    datasets: tuple[StoredFile, ...]
+    """optimize: those the recipe names, training data first."""
+    deadline_seconds: int
+    """Run time limit of this attempt."""
+
+    @property
+    def is_last_attempt(self) -> bool:
+        """Whether a retryable failure of this attempt is final."""
+        return self.attempt >= self.max_attempts
+
+
+def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
+    """Take a waiting job; return None where there is nothing to do (taken, cancelled, finished or deleted)."""
+    job = move(
+        session,
+        job_id,
+        sources=[State.QUEUED],
+        target=State.RUNNING,
+        only_if=[JobRow.attempt < JobRow.max_attempts],
+        values={
+            "attempt": JobRow.attempt + 1,
+            "epoch": JobRow.epoch + 1,
+            "worker_id": worker_id,
+            "lease_until": db_now(lease_seconds),
+            "started_at": func.coalesce(JobRow.started_at, db_now()),
+            "stage": "claimed",
+            "progress": NO_PROGRESS,
+            "isolation": [],
+        },
+    )
+    if job is None:
+        return None
+    model = session.get(ModelRow, job.model_id) if job.model_id else None
+    names = dict.fromkeys(name for name in (job.dataset_id, job.evaluation_dataset_id) if name)
+    datasets = {row.id: row for row in session.scalars(select(DatasetRow).where(DatasetRow.id.in_(names)))}
+    assert job.deadline_seconds is not None, "queued without a run time limit"
+    return Claim(
+        job_id=job.id,
+        owner=job.owner,
+        epoch=job.epoch,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        action=job.action,
+        recipe=Recipe.model_validate(job.recipe) if job.recipe is not None else None,
+        model=_describe(model) if model else None,
+        datasets=tuple(_describe(datasets[name]) for name in names),
+        deadline_seconds=job.deadline_seconds,
+    )
+
+
+def heartbeat(
+    session: Session, job_id: str, epoch: int, lease_seconds: float, progress: Progress | None = None
+) -> State | None:
+    """Renew the lease and return the job's state; None means the job is lost: end its processes at once."""
+    values = {"lease_until": db_now(lease_seconds)} | (_describe_progress(progress) if progress else {})
+    state = session.scalar(
+        update(JobRow)
+        .where(JobRow.id == job_id, *held(epoch))
+        .values(**values)
+        .returning(JobRow.state)
+        .execution_options(synchronize_session=False)
+    )
+    return State(state) if state is not None else None
+
+
+def record_progress(session: Session, job_id: str, epoch: int, progress: Progress) -> bool:
+    """Show progress and append it as an event; return False where the job is lost."""
+    data = progress.model_dump(mode="json")
+    job = change_with_event(session, job_id, "progress", data, only_if=held(epoch), values=_describe_progress(progress))
+    return job is not None
+
+
+def held(epoch: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions under which the claim with this epoch still holds its job."""
+    return (JobRow.epoch == epoch, JobRow.state.in_(OWNED))
+
+
+def _describe_progress(progress: Progress) -> dict[str, object]:
+    return {"stage": progress.stage, "progress": progress.model_dump(mode="json")}
+
+
+def _describe(row: ModelRow | DatasetRow) -> StoredFile:
+    return StoredFile(row.id, row.format, row.sha256, row.size_bytes)

@@ -1,0 +1,92 @@
+"""What a user does to a job that exists: look, cancel, retry, delete."""
+
+from sqlalchemy import delete, null, select
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.tables import JobRow
+from app.errors import Conflict, NotFound
+from app.jobs.endings import WAITING
+from app.jobs.lifecycle import TERMINAL, State, move
+from app.jobs.outbox import enqueue
+from app.settings import Settings
+
+
+def get_job(session: Session, owner: str, job_id: str, *, for_update: bool = False) -> JobRow:
+    """Return an optimize job of this owner. `for_update` locks it until the transaction ends."""
+    query = (
+        select(JobRow)
+        .where(JobRow.id == job_id, JobRow.owner == owner, JobRow.action == "optimize")
+        .execution_options(populate_existing=True)
+    )
+    job = session.scalar(query.with_for_update() if for_update else query)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    return job
+
+
+def cancel_job(session: Session, owner: str, job_id: str) -> JobRow:
+    """Cancel: a waiting job at once, a running one as soon as its worker has ended it. Asking again changes nothing."""
+    job = get_job(session, owner, job_id, for_update=True)
+    state = State(job.state)
+    if state in TERMINAL:
+        raise Conflict(
+            f"job {job_id} is already {state}", code="job_finished", fix="A finished job stays as it is; delete it."
+        )
+    if state is State.QUEUED:
+        ended = {"finished_at": db_now()}
+        return _moved(move(session, job_id, sources=[State.QUEUED], target=State.CANCELLED, values=ended))
+    if state is State.RUNNING:
+        return _moved(move(session, job_id, sources=[State.RUNNING], target=State.CANCELLING))
+    return job
+
+
+def retry_job(session: Session, settings: Settings, owner: str, job_id: str) -> JobRow:
+    """Queue a failed or cancelled job again, with a fresh set of attempts."""
+    job = get_job(session, owner, job_id, for_update=True)
+    if State(job.state) not in (State.FAILED, State.CANCELLED):
+        raise Conflict(
+            f"job {job_id} is {job.state}; only failed and cancelled jobs can be retried",
+            code="job_not_retryable",
+            fix="Submit a new job to run the recipe once more.",
+        )
+    if job.model_id is None:
+        raise Conflict(
+            f"the model of job {job_id} was deleted",
+            code="model_deleted",
+            fix="Upload the model again and submit a new job.",
+        )
+    data = (job.recipe or {}).get("data") or {}
+    for column in ("dataset_id", "evaluation_dataset_id"):
+        if data.get(column) is not None and getattr(job, column) is None:
+            raise Conflict(
+                f"dataset {data[column]} of job {job_id} was deleted",
+                code="dataset_deleted",
+                fix="Upload the dataset again and submit a new job.",
+            )
+    values = WAITING | {
+        # Attempts count on, so that the logs of earlier ones keep their numbers.
+        "max_attempts": job.attempt + settings.max_attempts,
+        "error": null(),
+        "started_at": null(),
+        "finished_at": null(),
+        "isolation": [],
+    }
+    sources = [State.FAILED, State.CANCELLED]
+    moved = _moved(move(session, job_id, sources=sources, target=State.QUEUED, reason="retry", values=values))
+    enqueue(session, job_id)
+    return moved
+
+
+def delete_job(session: Session, owner: str, job_id: str) -> None:
+    """Delete a finished job with its events, logs and artifacts."""
+    job = get_job(session, owner, job_id, for_update=True)
+    if State(job.state) not in TERMINAL:
+        raise Conflict(f"job {job_id} is {job.state}", code="job_unfinished", fix="Cancel it first.")
+    session.expunge(job)
+    session.execute(delete(JobRow).where(JobRow.id == job_id).execution_options(synchronize_session=False))
+
+
+def _moved(job: JobRow | None) -> JobRow:
+    assert job is not None, "the row was locked, nobody else can have moved it"
+    return job

@@ -1,0 +1,91 @@
+"""The life of a job: its states and the moves between them. `move` is the only code that changes `jobs.state`.
+
+queued -> running -> succeeded | failed
+running -> queued                     lease expired or retryable failure, attempts left
+queued -> cancelled                   cancelled before it started
+running -> cancelling -> cancelled    cancelled while it ran; wins over a retry
+failed | cancelled -> queued          the user asks for another try
+"""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import ColumnElement, update
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.tables import EventRow, JobRow
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED}),
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.QUEUED, State.CANCELLING}),
+    State.CANCELLING: frozenset({State.CANCELLED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset({State.QUEUED}),
+    State.CANCELLED: frozenset({State.QUEUED}),
+}
+"""The allowed moves."""
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+"""The job is over; nothing but the user's retry moves it."""
+OWNED = frozenset({State.RUNNING, State.CANCELLING})
+"""A worker holds the job and must renew its lease."""
+
+
+def check_move(source: State, target: State) -> None:
+    """Assert that the table allows the move; asking for another is a mistake in Pare."""
+    assert target in MOVES[source], f"no move from {source} to {target}"
+
+
+def move(
+    session: Session,
+    job_id: str,
+    *,
+    sources: Iterable[State],
+    target: State,
+    reason: str | None = None,
+    only_if: Iterable[ColumnElement[bool]] = (),
+    values: dict[str, Any] | None = None,
+) -> JobRow | None:
+    """Move a job and append its state event; return the new row, or None where it was in none of `sources`.
+
+    One UPDATE does the check, the change and the numbering of the event, so of two movers at once one gets None.
+    """
+    states = tuple(sources)
+    for source in states:
+        check_move(source, target)
+    job = session.scalar(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_(states), *only_if)
+        .values(state=target.value, last_seq=JobRow.last_seq + 1, **(values or {}))
+        .returning(JobRow)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+    if job is None:
+        return None
+    write_event(session, job, "state", describe_state(target, job.attempt, reason))
+    return job
+
+
+def describe_state(state: State, attempt: int, reason: str | None) -> dict[str, Any]:
+    """Return the data of a state event."""
+    return {"state": state.value, "attempt": attempt} | ({"reason": reason} if reason else {})
+
+
+def write_event(session: Session, job: JobRow, kind: str, data: dict[str, Any]) -> None:
+    """Write the event that `job.last_seq` was just raised for."""
+    session.add(EventRow(job_id=job.id, seq=job.last_seq, kind=kind, data=data, created_at=db_now()))
+    session.flush()

@@ -1,0 +1,105 @@
+"""Wake-up hints on their way to the queue. A hint may be lost or sent twice: the database alone says what is to do."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.session import Database
+from app.db.tables import JobRow, OutboxRow
+from app.jobs.lifecycle import State
+
+
+@dataclass(frozen=True)
+class Hint:
+    """One message to publish: "look at this job"."""
+
+    outbox_id: int
+    job_id: str
+    action: str
+    priority: int
+
+
+def enqueue(session: Session, job_id: str) -> None:
+    """Write a hint in the transaction that makes the job wait; the caller sets `published_at`."""
+    session.add(OutboxRow(job_id=job_id, created_at=db_now()))
+
+
+def take_outbox(session: Session, limit: int = 100) -> list[Hint]:
+    """Return the oldest hints. On PostgreSQL other relays pass over them until the transaction ends."""
+    query = (
+        select(OutboxRow.id, OutboxRow.job_id, JobRow.action, JobRow.priority)
+        .join(JobRow, JobRow.id == OutboxRow.job_id)
+        .order_by(JobRow.priority.desc(), OutboxRow.id)
+        .limit(limit)
+        .with_for_update(of=OutboxRow, skip_locked=True)
+    )
+    return [Hint(*row) for row in session.execute(query)]
+
+
+def mark_sent(session: Session, hints: list[Hint]) -> None:
+    """Remove hints that were published, and note when."""
+    session.execute(delete(OutboxRow).where(OutboxRow.id.in_([hint.outbox_id for hint in hints])))
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id.in_([hint.job_id for hint in hints]), JobRow.state == State.QUEUED)
+        .values(published_at=db_now())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def relay_outbox(database: Database, publish: Callable[[Hint], None], limit: int = 100) -> int:
+    """Publish waiting hints; return how many. When `publish` raises, the hints not yet sent stay."""
+    if database.dialect == "postgresql":
+        with database.session() as session:
+            hints = take_outbox(session, limit)
+            sent, failure = _publish(hints, publish)
+            mark_sent(session, sent)
+    else:
+        # SQLite has one writer at a time: a slow broker must not hold it. Two relays may send a hint twice; no harm.
+        with database.read() as session:
+            hints = take_outbox(session, limit)
+        sent, failure = _publish(hints, publish)
+        if sent:
+            with database.session() as session:
+                mark_sent(session, sent)
+    if failure is not None:
+        raise failure
+    return len(sent)
+
+
+def sweep_unpublished(session: Session, older_than_seconds: float, limit: int = 100) -> list[str]:
+    """Write new hints for jobs that still wait long after their last one; return the ids of the jobs."""
+    pending = exists().where(OutboxRow.job_id == JobRow.id)
+    query = (
+        select(JobRow.id)
+        .where(JobRow.state == State.QUEUED, ~pending)
+        .where(or_(JobRow.published_at.is_(None), JobRow.published_at < db_now(-older_than_seconds)))
+        .order_by(JobRow.published_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    job_ids = list(session.scalars(query))
+    if job_ids:
+        session.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(job_ids))
+            .values(published_at=db_now())
+            .execution_options(synchronize_session=False)
+        )
+        for job_id in job_ids:
+            enqueue(session, job_id)
+    return job_ids
+
+
+def _publish(hints: list[Hint], publish: Callable[[Hint], None]) -> tuple[list[Hint], Exception | None]:
+    sent: list[Hint] = []
+    for hint in hints:
+        try:
+            publish(hint)
+        except Exception as failure:
+            return sent, failure
+        sent.append(hint)
+    return sent, None

@@ -1,0 +1,108 @@
+"""A job is accepted only when the facts of its model and data say that it can run."""
+
+from typing import TypeVar
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.db.tables import DatasetRow, JobRow, ModelRow
+from app.errors import Conflict, InvalidRequest, NotReady, Problem
+from app.jobs.checks import CHECKING, REJECTED, queue_job
+from app.jobs.validate import find_problems
+from app.recipes.facts import DatasetFacts, ModelFacts
+from app.recipes.recipe import Recipe
+from app.settings import Settings
+
+Upload = TypeVar("Upload", ModelRow, DatasetRow)
+
+
+def submit_job(
+    session: Session,
+    settings: Settings,
+    *,
+    owner: str,
+    model_id: str,
+    recipe: Recipe,
+    labels: dict[str, str],
+    priority: int,
+    deadline_seconds: int | None,
+) -> JobRow:
+    """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked."""
+    validate_submission(
+        session, settings, owner=owner, model_id=model_id, recipe=recipe, deadline_seconds=deadline_seconds, lock=True
+    )
+    data = recipe.data
+    return queue_job(
+        session,
+        owner=owner,
+        action="optimize",
+        model_id=model_id,
+        dataset_id=data.dataset_id if data else None,
+        evaluation_dataset_id=data.evaluation_dataset_id if data else None,
+        recipe=recipe.model_dump(mode="json"),
+        labels=labels,
+        priority=priority,
+        deadline_seconds=deadline_seconds or settings.default_deadline_seconds,
+        max_attempts=settings.max_attempts,
+    )
+
+
+def validate_submission(
+    session: Session,
+    settings: Settings,
+    *,
+    owner: str,
+    model_id: str,
+    recipe: Recipe,
+    deadline_seconds: int | None,
+    lock: bool = False,
+) -> ModelFacts:
+    """Raise what `submit_job` would raise; return the model's facts. For dry runs.
+
+    `lock` keeps model and datasets from being deleted until the transaction ends.
+    """
+    problems: list[Problem] = []
+    if deadline_seconds is not None and deadline_seconds > settings.max_deadline_seconds:
+        limit = settings.max_deadline_seconds
+        problems.append(Problem("/deadline_seconds", f"{deadline_seconds} is more than the service allows, {limit}"))
+    model = _find(session, ModelRow, model_id, owner, lock)
+    if model is None:
+        problems.append(Problem("/model_id", f"there is no model {model_id}"))
+    datasets: dict[str, DatasetRow | None] = {}
+    data = recipe.data
+    named = {"dataset_id": data.dataset_id, "evaluation_dataset_id": data.evaluation_dataset_id} if data else {}
+    for field, dataset_id in named.items():
+        if dataset_id is not None:
+            datasets[field] = _find(session, DatasetRow, dataset_id, owner, lock)
+            if datasets[field] is None:
+                problems.append(Problem(f"/recipe/data/{field}", f"there is no dataset {dataset_id}"))
+    if problems:
+        raise InvalidRequest(problems)
+    assert model is not None
+    for row in (model, *datasets.values()):
+        assert row is not None
+        _require_ready(row)
+    model_facts = ModelFacts.model_validate(model.facts)
+    facts = {field: DatasetFacts.model_validate(row.facts) for field, row in datasets.items() if row}
+    problems = find_problems(recipe, model_facts, facts.get("dataset_id"), facts.get("evaluation_dataset_id"))
+    if problems:
+        raise InvalidRequest(problems)
+    return model_facts
+
+
+def _require_ready(row: ModelRow | DatasetRow) -> None:
+    noun = "model" if isinstance(row, ModelRow) else "dataset"
+    if row.state == CHECKING:
+        raise NotReady(f"{noun} {row.id} is still being checked", code=f"{noun}_not_ready")
+    if row.state == REJECTED:
+        reason = (row.error or {}).get("detail", "")
+        raise Conflict(
+            f"{noun} {row.id} was rejected: {reason}",
+            code=f"{noun}_rejected",
+            fix=f"Upload a {noun} that passes the check.",
+        )
+
+
+def _find(session: Session, table: type[Upload], upload_id: str, owner: str, lock: bool) -> Upload | None:
+    query = select(table).where(table.id == upload_id, table.owner == owner).execution_options(populate_existing=True)
+    return session.scalar(query.with_for_update(read=True) if lock else query)

@@ -1,0 +1,84 @@
+"""Does a recipe fit a model and its data? A pure function from facts to problems, each with its place."""
+
+from collections.abc import Iterator
+
+from app.errors import Problem
+from app.jobs.bindings import DATA, find_binding_problems, find_column, point, suggest
+from app.jobs.labels import find_label_problems
+from app.recipes.data import Data
+from app.recipes.facts import DatasetFacts, ModelFacts
+from app.recipes.recipe import Recipe
+
+STEPS = "/recipe/steps"
+
+
+def find_problems(
+    recipe: Recipe, model: ModelFacts, dataset: DatasetFacts | None, evaluation: DatasetFacts | None
+) -> list[Problem]:
+    """Return everything that is wrong; `dataset` and `evaluation` are those the recipe names."""
+    problems = list(_check_steps(recipe, model))
+    if recipe.data is not None:
+        assert dataset is not None, "the recipe names a dataset"
+        problems += find_binding_problems(recipe.data, model, dataset)
+        problems += find_label_problems(recipe.data, model, dataset)
+        problems += _check_rows(recipe.data, model, dataset, evaluation)
+        if evaluation is not None:
+            problems += _check_evaluation(recipe.data, dataset, evaluation)
+    return problems
+
+
+def _check_steps(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
+    capabilities = {capability.kind: capability for capability in model.capabilities}
+    names = {layer.name for layer in model.layers}
+    for index, step in enumerate(recipe.steps):
+        capability = capabilities.get(step.kind)
+        if capability is not None and not capability.applicable:
+            reason = capability.missing or "no layer of it qualifies"
+            yield Problem(point(STEPS, index, "kind"), f"{step.kind} cannot work on this model: {reason}")
+            continue
+        skipped = getattr(step, "skip_layers", ())
+        known = names | set(capability.layers if capability else ())
+        for position, name in enumerate(skipped):
+            if name not in known:
+                place = point(STEPS, index, "skip_layers", position)
+                yield Problem(place, f"the model has no layer {name!r}; {suggest(name, known)}")
+        if capability is not None and capability.layers and set(capability.layers) <= set(skipped):
+            place = point(STEPS, index, "skip_layers")
+            yield Problem(place, f"all {len(capability.layers)} layers that {step.kind} works on are left out")
+
+
+def _check_rows(
+    data: Data, model: ModelFacts, dataset: DatasetFacts, evaluation: DatasetFacts | None
+) -> Iterator[Problem]:
+    place = point(DATA, "dataset_id")
+    held_out = 0
+    if evaluation is None:
+        if dataset.num_rows < 2:
+            yield Problem(
+                place, f"the dataset has {dataset.num_rows} rows; one to train on and one to measure on are needed"
+            )
+            return
+        held_out = min(max(round(dataset.num_rows * data.evaluation_fraction), 1), dataset.num_rows - 1)
+    elif evaluation.num_rows < 1:
+        yield Problem(point(DATA, "evaluation_dataset_id"), "the evaluation dataset has no rows")
+    num_training, needed = dataset.num_rows - held_out, model.batch_size or 1
+    if num_training < needed:
+        why = f"the model was exported with a fixed batch of {needed}" if model.batch_size else "one is needed"
+        yield Problem(place, f"{num_training} of {dataset.num_rows} rows are for training, too few: {why}")
+
+
+def _check_evaluation(data: Data, dataset: DatasetFacts, evaluation: DatasetFacts) -> Iterator[Problem]:
+    used = {binding.column for binding in data.inputs.values()} | ({data.label_column} if data.label_column else set())
+    for name in sorted(used):
+        first, second = find_column(dataset, name), find_column(evaluation, name)
+        if first is None:
+            continue  # reported where it is named
+        place = point(DATA, "evaluation_dataset_id")
+        if second is None:
+            yield Problem(place, f"the evaluation dataset has no column {name!r}, which the recipe uses")
+        elif (first.dtype, first.shape) != (second.dtype, second.shape):
+            yield Problem(
+                place,
+                f"column {name!r} is {second.dtype} {list(second.shape)} here and {first.dtype} {list(first.shape)} "
+                "in the training data; both must be alike",
+            )

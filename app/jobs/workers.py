@@ -1,0 +1,51 @@
+"""The workers that are there, and what each can do."""
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.tables import WorkerRow
+
+
+def register_worker(session: Session, worker_id: str, *, host: str, queue: str, facts: dict[str, Any]) -> WorkerRow:
+    """Write down a worker that starts, or that has new facts."""
+    row = WorkerRow(id=worker_id, host=host, queue=queue, facts=facts, started_at=db_now(), seen_at=db_now())
+    worker = session.merge(row)
+    session.flush()
+    session.refresh(worker)
+    return worker
+
+
+def touch_worker(session: Session, worker_id: str) -> bool:
+    """Note that the worker is alive; False means it must register again."""
+    touched = session.scalar(
+        update(WorkerRow)
+        .where(WorkerRow.id == worker_id)
+        .values(seen_at=db_now())
+        .returning(WorkerRow.id)
+        .execution_options(synchronize_session=False)
+    )
+    return touched is not None
+
+
+def list_workers(session: Session, seen_within_seconds: float) -> list[WorkerRow]:
+    """Return the workers seen lately, oldest first."""
+    query = select(WorkerRow).where(_seen_after(seen_within_seconds)).order_by(WorkerRow.started_at, WorkerRow.id)
+    return list(session.scalars(query))
+
+
+def remove_worker(session: Session, worker_id: str) -> None:
+    """Forget a worker that stops."""
+    session.execute(delete(WorkerRow).where(WorkerRow.id == worker_id))
+
+
+def forget_workers(session: Session, not_seen_seconds: float) -> int:
+    """Forget workers that went away without a word; return how many."""
+    gone = session.scalars(delete(WorkerRow).where(~_seen_after(not_seen_seconds)).returning(WorkerRow.id))
+    return len(gone.all())
+
+
+def _seen_after(seconds: float) -> ColumnElement[bool]:
+    return WorkerRow.seen_at > db_now(-seconds)

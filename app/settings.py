@@ -1,0 +1,109 @@
+"""The settings of the service side, read from the environment (PARE_DATA_DIR, PARE_DATABASE_URL, ...)."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+def _absolute(value: Any) -> Path:
+    return Path(value).expanduser().absolute()
+
+
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class Settings(BaseSettings):
+    """Every setting with its default; the defaults run everything on one machine under `data_dir`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PARE_", frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+    data_dir: AbsolutePath = Path("pare-data")
+    """Where the embedded defaults keep the database, the files and the queue."""
+    database_url: str = ""
+    """SQLAlchemy URL: sqlite:///... or postgresql+psycopg://...; empty means pare.sqlite3 in data_dir."""
+    broker_url: str = "redis://127.0.0.1:6379/0"
+    """Redis or Valkey, carries wake-up hints only."""
+    storage_url: str = ""
+    """Where uploads and artifacts are kept: file:///...; empty means `store` in data_dir."""
+
+    host: str = "127.0.0.1"
+    """Address the API listens on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port the API listens on; 0 takes a free one."""
+
+    max_model_bytes: int = Field(8 * GIB, ge=1)
+    """Largest model upload."""
+    max_dataset_bytes: int = Field(32 * GIB, ge=1)
+    """Largest dataset upload."""
+    max_body_bytes: int = Field(1 * MIB, ge=1)
+    """Largest JSON body."""
+
+    lease_seconds: float = Field(30, gt=0)
+    """A worker that is silent for this long has lost its job."""
+    heartbeat_seconds: float = Field(10, gt=0)
+    """How often a worker renews its lease."""
+    reap_interval_seconds: float = Field(2, gt=0)
+    """How often the dispatcher looks for expired leases."""
+    sweep_after_seconds: float = Field(30, gt=0)
+    """A job that waits this long after its last hint gets another."""
+    relay_interval_seconds: float = Field(0.2, gt=0)
+    """How often the dispatcher publishes waiting hints."""
+    worker_seen_seconds: float = Field(60, gt=0)
+    """A worker not seen for this long is shown no more."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """Executions of a job before a retryable failure becomes final."""
+    cancel_grace_seconds: float = Field(10, ge=0)
+    """Time between the polite and the forced end of a cancelled job."""
+    default_deadline_seconds: int = Field(6 * 3600, ge=1)
+    """Run time limit of one attempt when the job names none."""
+    max_deadline_seconds: int = Field(7 * 24 * 3600, ge=1)
+    """The longest run time limit a job may ask for."""
+    check_deadline_seconds: int = Field(600, ge=1)
+    """Run time limit for checking an upload."""
+
+    isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
+    """How engine processes are isolated; auto takes the strongest that works here."""
+    engine_memory_bytes: int = Field(8 * GIB, ge=256 * MIB)
+    """Memory limit of an engine process."""
+    engine_threads: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=1024)
+    """Threads of an engine process for training and checks."""
+    max_log_bytes: int = Field(8 * MIB, ge=1 * KIB)
+    """The log of one attempt is cut here."""
+    max_artifact_bytes: int = Field(16 * GIB, ge=1)
+    """Largest single file an engine process may write."""
+    max_events_per_attempt: int = Field(10_000, ge=10)
+    """Progress beyond this many events updates the job without a new event."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_places(cls, values: dict[str, Any]) -> dict[str, Any]:
+        data_dir = _absolute(values.get("data_dir") or "pare-data")
+        database = URL.create("sqlite", database=str(data_dir / "pare.sqlite3"))
+        filled = {
+            "database_url": database.render_as_string(hide_password=False),
+            "storage_url": (data_dir / "store").as_uri(),
+        }
+        return {**values, **{name: url for name, url in filled.items() if not values.get(name)}}
+
+    @model_validator(mode="after")
+    def _check_times(self) -> "Settings":
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                f"heartbeat_seconds {self.heartbeat_seconds} must be at most half of lease_seconds {self.lease_seconds}"
+            )
+        return self
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment."""
+    return Settings()
