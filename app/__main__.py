@@ -1,0 +1,57 @@
+"""`python -m app`: the API process."""
+
+import signal
+from types import FrameType
+
+import uvicorn
+
+from app.api.service import Service
+from app.logs import configure_logs
+from app.main import create_app
+from app.settings import load_settings
+
+GRACE_SECONDS = 8
+"""For requests in progress when the process is told to stop."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which ends open event streams when it is told to stop, and so can stop."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Note the signal."""
+        self._service.stopping.set()
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    configure_logs()
+    settings = load_settings()
+    app = create_app(settings)
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        h11_max_incomplete_event_size=32 * 1024,
+        ws="none",
+    )
+    server = Server(config, service)
+    try:
+        server.run()
+    except KeyboardInterrupt:  # uvicorn raises the signal again after its clean stop
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise SystemExit(0 if server.started else 1)
+
+
+if __name__ == "__main__":
+    main()

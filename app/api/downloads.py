@@ -1,0 +1,114 @@
+"""Immutable bytes over HTTP (RFC 9110): strong ETag, conditions, one range, digest (RFC 9530)."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.api.frame import HEAD_ONLY
+from app.errors import PreconditionFailed, RangeNotSatisfiable, StorageCorrupt
+from app.storage import Storage
+
+RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.ASCII | re.IGNORECASE)
+ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+MAX_HEADER_CHARACTERS = 8192
+
+
+@dataclass(frozen=True)
+class Content:
+    """The bytes to answer with."""
+
+    sha256: str
+    size_bytes: int
+    media_type: str
+    file_name: str
+    """Only letters, digits, dot, dash and underscore."""
+
+    @property
+    def etag(self) -> str:
+        """The strong validator."""
+        return f'"sha256-{self.sha256}"'
+
+    @property
+    def digest(self) -> str:
+        """The value of Repr-Digest."""
+        return f"sha-256=:{base64.b64encode(bytes.fromhex(self.sha256)).decode()}:"
+
+
+def answer_content(request: Request, storage: Storage, content: Content) -> Response:
+    """Return 200, 206 or 304; raises PreconditionFailed (412) and RangeNotSatisfiable (416)."""
+    given = {name: request.headers.get(name) for name in ("if-match", "if-none-match", "if-range", "range")}
+    headers = {
+        "ETag": content.etag,
+        "Repr-Digest": content.digest,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+    }
+    if given["if-match"] is not None and not _matches(given["if-match"], content.etag, weak=False):
+        raise PreconditionFailed(f"the file's ETag is {content.etag}")
+    if given["if-none-match"] is not None and _matches(given["if-none-match"], content.etag, weak=True):
+        return Response(status_code=304, headers=headers)
+    headers["Content-Disposition"] = f'attachment; filename="{content.file_name}"'
+    applies = given["if-range"] is None or given["if-range"].strip() == content.etag
+    part = parse_range(given["range"], content.size_bytes) if given["range"] is not None and applies else None
+    start, end = part or (0, content.size_bytes)
+    headers["Content-Length"] = str(end - start)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size_bytes}"
+    status = 206 if part else 200
+    if request.scope.get(HEAD_ONLY):
+        return Response(status_code=status, headers=headers, media_type=content.media_type)
+    chunks: Iterable[bytes] = storage.open(content.sha256, start, end)
+    if not part:
+        chunks = _verify(chunks, content)
+    return StreamingResponse(chunks, status, headers, media_type=content.media_type)
+
+
+def parse_range(header: str, size_bytes: int) -> tuple[int, int] | None:
+    """Return the asked-for [start, end), or None where the header is to be ignored.
+
+    Ignored, as RFC 9110 section 14.2 allows: other units, malformed values, and more than one range.
+    """
+    found = RANGE.fullmatch(header[:MAX_HEADER_CHARACTERS])
+    if found is None or found.groups() == ("", ""):
+        return None
+    first, last = found.groups()
+    if not first:
+        start, end = max(0, size_bytes - int(last)), size_bytes
+    else:
+        start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        if last and int(last) < start:
+            return None
+    if start >= end:
+        raise RangeNotSatisfiable(size_bytes)
+    return start, end
+
+
+def _matches(header: str, etag: str, *, weak: bool) -> bool:
+    if header.strip() == "*":
+        return True
+    for is_weak, tag in ENTITY_TAG.findall(header[:MAX_HEADER_CHARACTERS]):
+        if f'"{tag}"' == etag and (weak or not is_weak):
+            return True
+    return False
+
+
+def _verify(chunks: Iterable[bytes], content: Content) -> Iterator[bytes]:
+    """Pass the bytes on, the last of them only when all were right: rotten bytes never look like a complete file."""
+    digest = hashlib.sha256()
+    num_bytes = 0
+    held = b""
+    for chunk in chunks:
+        if held:
+            yield held
+        digest.update(chunk)
+        num_bytes += len(chunk)
+        held = chunk
+    if num_bytes != content.size_bytes or digest.hexdigest() != content.sha256:
+        raise StorageCorrupt(f"blob {content.sha256} holds {num_bytes} bytes with digest {digest.hexdigest()}")
+    if held:
+        yield held

@@ -1,0 +1,131 @@
+"""Around every request: pace of its body, HEAD for every GET, headers of every answer, the log line, the last error."""
+
+import asyncio
+import re
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import answer_unexpected, make_problem
+from app.errors import TooLarge, UnsupportedFormat
+
+CLOSE = {"Connection": "close"}
+"""The rest of the body is not worth reading."""
+HEAD_ONLY = "pare.head_only"
+"""In the scope: the answer's body will not be sent, so do not make it."""
+IDLE_SECONDS = 30.0
+"""A body that pauses for longer is given up."""
+SLOWEST_BYTES_PER_SECOND = 256
+"""A body that comes slower than this on average, after the first pause allowed, is given up."""
+
+ANSWER_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""On every answer that does not set them itself."""
+
+log = structlog.get_logger(__name__)
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+
+
+class FrameMiddleware:
+    """What the framework does not do for a request."""
+
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, upload_paths: frozenset[str]) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+        self._upload_paths = upload_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        head_only = scope["method"] == "HEAD"
+        inner_scope = {**scope, "method": "GET", HEAD_ONLY: True} if head_only else scope
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in ANSWER_HEADERS.items():
+                    headers.setdefault(name, value)
+            elif head_only:
+                message = {**message, "body": b""}
+            await send(message)
+
+        max_bytes = None if scope["path"] in self._upload_paths else self._max_body_bytes
+        pace = _Pace(receive, max_bytes)
+        try:
+            refusal = _refuse(Headers(scope=scope), max_bytes)
+            await (refusal or self._app)(inner_scope, pace.receive, answer)
+        except ClientDisconnect:
+            status = status or 499
+        except Exception as error:
+            if status:
+                log.exception("the answer broke off", error=type(error).__name__)
+                raise  # the server cuts the connection, so that nobody takes half an answer for a whole one
+            await answer_unexpected(error)(inner_scope, receive, answer)
+        finally:
+            log.info(
+                "request",
+                method=scope["method"],
+                path=_UNPRINTABLE.sub("?", scope["path"])[:200],
+                status=status,
+                milliseconds=round((time.perf_counter() - started) * 1000, 1),
+                body_bytes=pace.num_bytes,
+            )
+
+
+def _refuse(headers: Headers, max_bytes: int | None) -> Response | None:
+    """Return the answer to a request whose headers already tell that its body will not be taken."""
+    encoding = headers.get("content-encoding", "").lower()
+    if encoding not in ("", "identity"):
+        detail = f"the body is compressed ({_UNPRINTABLE.sub('?', encoding)[:40]})"
+        return make_problem(415, UnsupportedFormat.code, detail, "Send the bytes as they are.", headers=CLOSE)
+    declared = headers.get("content-length", "")
+    if max_bytes is not None and declared.isdecimal() and int(declared) > max_bytes:
+        detail = f"the body has {int(declared)} bytes; the limit is {max_bytes}"
+        return make_problem(413, TooLarge.code, detail, TooLarge.fix, headers=CLOSE)
+    return None
+
+
+class _Pace:
+    """The body of one request, given up where it is too long or comes too slowly."""
+
+    def __init__(self, receive: Receive, max_bytes: int | None) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._started = time.monotonic()
+        self._complete = False
+        self.num_bytes = 0
+
+    async def receive(self) -> Message:
+        """Return the next part."""
+        if self._complete:
+            return await self._receive()  # waits for the client to go away, for as long as the answer takes
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body paused for {IDLE_SECONDS:g} s") from None
+        if message["type"] == "http.request":
+            self.num_bytes += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
+            if self._max_bytes is not None and self.num_bytes > self._max_bytes:
+                raise HTTPException(413, f"the body has more than {self._max_bytes} bytes")
+            seconds = time.monotonic() - self._started
+            if not self._complete and self.num_bytes < (seconds - IDLE_SECONDS) * SLOWEST_BYTES_PER_SECOND:
+                raise HTTPException(408, f"{self.num_bytes} bytes in {seconds:.0f} s are too slow")
+        return message

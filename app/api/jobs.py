@@ -1,0 +1,250 @@
+"""Jobs: submit, look, cancel, retry, delete, numbers and logs."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from pydantic import ConfigDict, Field, StringConstraints
+from pydantic.config import JsonDict
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.api.cursors import Cursor, Limit, read_page
+from app.api.frame import HEAD_ONLY
+from app.api.idempotency import Answer, IdempotencyKey, answer_once, parse_key
+from app.api.job_views import JobPage, JobView, describe_job
+from app.api.openapi import CREATED, problems
+from app.api.owner import Owner
+from app.api.service import Parts, Service
+from app.api.views import View
+from app.db.tables import JobRow, LogRow
+from app.errors import Conflict, NotFound
+from app.jobs import State, cancel_job, delete_job, get_job, retry_job, submit_job, validate_submission
+from app.recipes.base import Spec
+from app.recipes.metrics import Metrics
+from app.recipes.recipe import Format, Recipe
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+JobId = Annotated[
+    str, Path(pattern=r"^job_[a-z0-9]{26}$", description="The job.", examples=["job_k3v0q7m2c9x1f8z5a4b6n0p2r7"])
+]
+MAX_LABELS = 32
+LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=256)]
+
+EXAMPLE: JsonDict = {
+    "model_id": "mdl_k3v0q7m2c9x1f8z5a4b6n0p2r7",
+    "recipe": {"steps": [{"kind": "prune_magnitude", "sparsity": 0.5}], "target": {"num_threads": 1}},
+    "labels": {"team": "vision"},
+}
+
+
+class JobRequest(Spec):
+    """A request to run a recipe on a model."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    model_id: str = Field(pattern=r"^mdl_[a-z0-9]{26}$")
+    """A model that is ready."""
+    recipe: Recipe
+    """What to do to it."""
+    labels: dict[LabelName, LabelValue] = Field(default={}, max_length=MAX_LABELS)
+    """Your own notes on the job; Pare only keeps them."""
+    priority: int = Field(0, ge=-10, le=10)
+    """Of two waiting jobs the one with the higher priority starts first."""
+    deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
+    """Run time limit of one attempt; null takes the service's default."""
+
+
+class DryRunView(View):
+    """A job that would be accepted."""
+
+    valid: Literal[True]
+    """Always true: a job that would not be accepted is answered with the problem itself."""
+    formats: list[Format]
+    """The files the job would make."""
+    form: Literal["module", "integer"]
+    """The form of its result."""
+    deadline_seconds: int
+    """Its run time limit."""
+    num_jobs_ahead: int
+    """Waiting jobs that would start before it."""
+
+
+@router.post(
+    "",
+    operation_id="submit_job",
+    status_code=202,
+    response_model=JobView,
+    responses={
+        200: {"model": DryRunView, "description": "`dry_run`: the job would be accepted; nothing was queued."},
+        202: {
+            "description": "The job is queued.",
+            "headers": {
+                **CREATED["headers"],
+                "Idempotency-Replayed": {
+                    "description": "`true` where this is the answer to an earlier request with the same key.",
+                    "schema": {"type": "string"},
+                },
+            },
+        },
+        **problems(400, 409, 413, 415, 422, 507),
+    },
+)
+def post_job(
+    service: Parts,
+    owner: Owner,
+    body: JobRequest,
+    idempotency_key: IdempotencyKey = None,
+    dry_run: Annotated[bool, Query(description="Check the request and estimate, but queue nothing.")] = False,
+) -> Response:
+    """Submit a job. It is durable when this answers, and starts as soon as a worker is free."""
+    if dry_run:
+        return JSONResponse(_try(service, owner, body).model_dump(mode="json"))
+
+    def submit(session: Session) -> tuple[int, str]:
+        job = submit_job(
+            session,
+            service.settings,
+            owner=owner,
+            model_id=body.model_id,
+            recipe=body.recipe,
+            labels=body.labels,
+            priority=body.priority,
+            deadline_seconds=body.deadline_seconds,
+        )
+        return 202, describe_job(job).model_dump_json()
+
+    key = parse_key(idempotency_key) if idempotency_key is not None else None
+    with service.database.session() as session:
+        if key is None:
+            answer = Answer(*submit(session), replayed=False)
+        else:
+            answer = answer_once(
+                session,
+                owner=owner,
+                route="POST /v1/jobs",
+                key=key,
+                request=body.model_dump_json(),
+                work=lambda: submit(session),
+            )
+    headers = {"Location": JobView.model_validate_json(answer.body).links.self}
+    if answer.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(answer.body, answer.status, headers, media_type="application/json")
+
+
+@router.get("", operation_id="list_jobs", responses=problems(400, 422))
+def list_jobs(
+    service: Parts,
+    owner: Owner,
+    cursor: Cursor = None,
+    limit: Limit = 50,
+    status: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+) -> JobPage:
+    """List jobs, newest first."""
+    query = select(JobRow).where(JobRow.action == "optimize")
+    if status is not None:
+        query = query.where(JobRow.state == status)
+    with service.database.read() as session:
+        rows, next_cursor = read_page(session, JobRow, owner, cursor, limit, query)
+        return JobPage(items=[describe_job(row) for row in rows], next_cursor=next_cursor)
+
+
+@router.get("/{job_id}", operation_id="get_job", responses=problems(404))
+def show_job(service: Parts, owner: Owner, job_id: JobId) -> JobView:
+    """Show one job as it is now."""
+    with service.database.read() as session:
+        return describe_job(get_job(session, owner, job_id))
+
+
+@router.post("/{job_id}/cancel", operation_id="cancel_job", status_code=202, responses=problems(404, 409))
+def post_cancel(service: Parts, owner: Owner, job_id: JobId) -> JobView:
+    """Cancel a job: a waiting one at once, a running one as soon as its processes have ended."""
+    with service.database.session() as session:
+        return describe_job(cancel_job(session, owner, job_id))
+
+
+@router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409))
+def post_retry(service: Parts, owner: Owner, job_id: JobId) -> JobView:
+    """Queue a failed or cancelled job again, with a fresh set of attempts."""
+    with service.database.session() as session:
+        return describe_job(retry_job(session, service.settings, owner, job_id))
+
+
+@router.delete("/{job_id}", operation_id="delete_job", status_code=204, responses=problems(404, 409))
+def remove_job(service: Parts, owner: Owner, job_id: JobId) -> None:
+    """Delete a finished job with its events, logs and artifacts."""
+    with service.database.session() as session:
+        delete_job(session, owner, job_id)
+
+
+@router.get("/{job_id}/metrics", operation_id="get_metrics", response_model=Metrics, responses=problems(404, 409))
+def get_metrics(service: Parts, owner: Owner, job_id: JobId) -> Response:
+    """Show everything measured on the original and on the result of a succeeded job."""
+    with service.database.read() as session:
+        job = get_job(session, owner, job_id)
+        if job.metrics is None:
+            raise Conflict(
+                f"job {job_id} is {job.state}; metrics exist once it has succeeded",
+                code="metrics_not_ready",
+                fix="Wait until its status is 'succeeded'.",
+                retryable=State(job.state) in (State.QUEUED, State.RUNNING),
+            )
+        return JSONResponse(job.metrics)  # checked when it was written
+
+
+@router.get(
+    "/{job_id}/logs",
+    operation_id="get_logs",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The log, cut in the middle where it was too long.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **problems(404, 422),
+    },
+)
+def get_logs(
+    request: Request,
+    service: Parts,
+    owner: Owner,
+    job_id: JobId,
+    attempt: Annotated[
+        int | None, Query(ge=1, le=1_000_000, description="Which attempt; the latest if left out.")
+    ] = None,
+) -> Response:
+    """Download what the engine wrote during an attempt that has ended."""
+    with service.database.read() as session:
+        get_job(session, owner, job_id)
+        query = select(LogRow).where(LogRow.job_id == job_id).order_by(LogRow.attempt.desc()).limit(1)
+        row = session.scalar(query if attempt is None else query.where(LogRow.attempt == attempt))
+    if row is None:
+        which = "yet" if attempt is None else f"of attempt {attempt}"
+        raise NotFound(f"job {job_id} has no log {which}", code="log_not_found", fix="A log is there after an attempt.")
+    headers = {"Content-Length": str(row.size_bytes), "X-Attempt": str(row.attempt)}
+    if request.scope.get(HEAD_ONLY):
+        return Response(headers=headers, media_type="text/plain")
+    return StreamingResponse(service.storage.open(row.sha256), headers=headers, media_type="text/plain")
+
+
+def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
+    with service.database.read() as session:
+        validate_submission(
+            session,
+            service.settings,
+            owner=owner,
+            model_id=body.model_id,
+            recipe=body.recipe,
+            deadline_seconds=body.deadline_seconds,
+        )
+        waiting = select(func.count()).where(JobRow.state == State.QUEUED, JobRow.priority >= body.priority)
+        return DryRunView(
+            valid=True,
+            formats=list(body.recipe.formats),
+            form=body.recipe.form.value,
+            deadline_seconds=body.deadline_seconds or service.settings.default_deadline_seconds,
+            num_jobs_ahead=session.scalar(waiting) or 0,
+        )

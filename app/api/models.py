@@ -1,0 +1,127 @@
+"""Models: upload, look, delete."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.api.cursors import Cursor, Limit, read_page
+from app.api.openapi import CREATED, problems
+from app.api.owner import Owner
+from app.api.service import Parts
+from app.api.uploads import REQUEST_BODY, Name, receive_blob
+from app.api.views import ErrorView, SelfLink, View
+from app.db.tables import ModelRow
+from app.jobs.uploads import add_model, delete_upload, get_upload
+from app.recipes.facts import ModelFacts
+from app.recipes.plan import ModelFormat
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+ModelId = Annotated[
+    str, Path(pattern=r"^mdl_[a-z0-9]{26}$", description="The model.", examples=["mdl_k3v0q7m2c9x1f8z5a4b6n0p2r7"])
+]
+
+
+class ModelView(View):
+    """An uploaded, immutable program."""
+
+    id: str
+    """Names the model in jobs."""
+    name: str
+    """The name given at upload."""
+    format: str
+    """The format of the file."""
+    state: Literal["checking", "ready", "rejected"]
+    """A model can be used once it is ready."""
+    size_bytes: int
+    """Size of the file."""
+    sha256: str
+    """SHA-256 of the file, in hexadecimal."""
+    created_at: datetime
+    """When it was uploaded."""
+    facts: ModelFacts | None
+    """What the check found; null until ready."""
+    error: ErrorView | None
+    """Why it was rejected; null otherwise."""
+    links: SelfLink
+    """Related URL paths."""
+
+
+class ModelPage(View):
+    """One page of models, newest first."""
+
+    items: list[ModelView]
+    """The models."""
+    next_cursor: str | None
+    """For the `cursor` of the next page; null on the last."""
+
+
+@router.post(
+    "",
+    operation_id="upload_model",
+    status_code=201,
+    response_model=ModelView,
+    responses={201: CREATED, **problems(413, 415, 422, 507)},
+    openapi_extra=REQUEST_BODY,
+)
+async def upload_model(
+    request: Request,
+    response: Response,
+    service: Parts,
+    owner: Owner,
+    name: Name = "model",
+    format: Annotated[ModelFormat, Query(description="A file of torch.export.save.")] = "pt2",
+) -> ModelView:
+    """Upload a model: the body is the file, streamed. It is checked in a sandbox before it can be used."""
+    blob = await receive_blob(request, service.storage, service.settings.max_model_bytes)
+
+    def add() -> ModelView:
+        with service.database.session() as session:
+            row = add_model(session, service.settings, owner=owner, name=name, format=format, blob=blob)
+            return describe_model(row)
+
+    model = await run_in_threadpool(add)
+    response.headers["Location"] = model.links.self
+    return model
+
+
+@router.get("", operation_id="list_models", responses=problems(400, 422))
+def list_models(service: Parts, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> ModelPage:
+    """List models, newest first."""
+    with service.database.read() as session:
+        rows, next_cursor = read_page(session, ModelRow, owner, cursor, limit)
+        return ModelPage(items=[describe_model(row) for row in rows], next_cursor=next_cursor)
+
+
+@router.get("/{model_id}", operation_id="get_model", responses=problems(404))
+def get_model(service: Parts, owner: Owner, model_id: ModelId) -> ModelView:
+    """Show one model with what its check found: signature, layers, and which technique applies to which of them."""
+    with service.database.read() as session:
+        return describe_model(get_upload(session, ModelRow, owner, model_id))
+
+
+@router.delete("/{model_id}", operation_id="delete_model", status_code=204, responses=problems(404, 409))
+def delete_model(service: Parts, owner: Owner, model_id: ModelId) -> None:
+    """Delete a model that no unfinished job uses. Finished jobs and their artifacts stay."""
+    with service.database.session() as session:
+        delete_upload(session, ModelRow, owner, model_id)
+
+
+def describe_model(row: ModelRow) -> ModelView:
+    """Return what the user sees of a row."""
+    return ModelView.model_validate(
+        {
+            "id": row.id,
+            "name": row.name,
+            "format": row.format,
+            "state": row.state,
+            "size_bytes": row.size_bytes,
+            "sha256": row.sha256,
+            "created_at": row.created_at,
+            "facts": row.facts,
+            "error": row.error,
+            "links": {"self": f"/v1/models/{row.id}"},
+        }
+    )

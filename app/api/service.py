@@ -1,0 +1,31 @@
+"""What every endpoint works with: settings, database, storage."""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.db.session import Database
+from app.settings import Settings
+from app.storage import Storage
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of one running service."""
+
+    settings: Settings
+    database: Database
+    storage: Storage
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the process was told to stop: open event streams end, so that they do not hold it."""
+
+
+def get_service(request: Request) -> Service:
+    """Return the service that `create_app` wired."""
+    service: Service = request.app.state.service
+    return service
+
+
+Parts = Annotated[Service, Depends(get_service)]

@@ -1,0 +1,72 @@
+"""The API application: the only place where its parts are put together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from app.api import artifacts, datasets, events, health, jobs, models, problems, techniques, workers
+from app.api.frame import FrameMiddleware
+from app.api.idempotency import forget_expired
+from app.api.openapi import describe_api
+from app.api.service import Service
+from app.db.session import Database
+from app.settings import Settings, load_settings
+from app.storage import open_storage
+
+VERSION = "0.1.0"
+UPLOAD_PATHS = frozenset({"/v1/models", "/v1/datasets"})
+"""They limit and stream their bodies themselves."""
+FORGET_INTERVAL_SECONDS = 3600.0
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; without settings, those of the environment."""
+    settings = settings or load_settings()
+    service = Service(settings, Database(settings.database_url), open_storage(settings.storage_url))
+
+    @asynccontextmanager
+    async def run(_app: FastAPI) -> AsyncIterator[None]:
+        cleaning = asyncio.create_task(_forget_regularly(service))
+        yield
+        service.stopping.set()
+        cleaning.cancel()
+        with suppress(asyncio.CancelledError):
+            await cleaning
+        service.database.dispose()
+
+    app = FastAPI(
+        title="Pare",
+        version=VERSION,
+        lifespan=run,
+        docs_url=None,  # its page would load scripts from strangers; /openapi.json is the documentation
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    app.openapi = describe_api(app)  # type: ignore[method-assign]
+    problems.install(app)
+    app.add_middleware(FrameMiddleware, max_body_bytes=settings.max_body_bytes, upload_paths=UPLOAD_PATHS)
+    app.add_middleware(CorrelationIdMiddleware)
+    for noun in (models, datasets, techniques, jobs, events, artifacts, workers, health):
+        app.include_router(noun.router)
+    return app
+
+
+async def _forget_regularly(service: Service) -> None:
+    def forget() -> None:
+        try:
+            with service.database.session() as session:
+                forget_expired(session)
+        except Exception as error:  # nobody waits for this task: it says what happened, and tries again
+            log.warning("old idempotency keys stay for now", error=type(error).__name__)
+
+    while True:
+        await run_in_threadpool(forget)
+        await asyncio.sleep(FORGET_INTERVAL_SECONDS)

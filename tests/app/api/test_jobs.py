@@ -1,0 +1,167 @@
+"""Jobs over HTTP, from submission to deletion."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.db.clock import db_now
+from app.db.tables import JobRow, LogRow
+from app.storage import Storage
+from tests.app.jobs.world import REFUSAL, World
+
+Both = tuple[TestClient, World]
+RECIPE = {"steps": [{"kind": "prune_magnitude"}]}
+
+
+def submit(both: Both, **changes: Any) -> Any:
+    client, world = both
+    return client.post("/v1/jobs", json={"model_id": world.model_id, "recipe": RECIPE, **changes})
+
+
+def test_submitted_job_is_durable_and_shown_with_all_its_defaults(both: Both) -> None:
+    client, world = both
+    answer = submit(both, labels={"team": "vision"}, priority=3, deadline_seconds=60)
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["status"], job["attempt"], job["max_attempts"]) == ("queued", 0, 3)
+    assert (job["labels"], job["priority"], job["deadline_seconds"]) == ({"team": "vision"}, 3, 60)
+    assert job["recipe"]["steps"] == [
+        {"kind": "prune_magnitude", "sparsity": 0.5, "scope": "global", "skip_layers": []}
+    ]
+    assert world.outbox() == [job["id"]]
+    assert client.get(job["links"]["self"]).json() == job
+    assert client.get("/v1/jobs").json()["items"] == [job]
+
+
+def test_dry_run_checks_everything_and_queues_nothing(both: Both) -> None:
+    client, world = both
+    world.submit()
+    body = {"model_id": world.model_id, "recipe": RECIPE}
+    answer = client.post("/v1/jobs?dry_run=true", json=body)
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "valid": True,
+        "formats": ["onnx", "pt2", "safetensors"],
+        "form": "module",
+        "deadline_seconds": 21600,
+        "num_jobs_ahead": 1,
+    }
+    assert len(world.outbox()) == 1
+    wrong = client.post("/v1/jobs?dry_run=true", json=body | {"model_id": "mdl_" + "a" * 26})
+    assert wrong.status_code == 422
+
+
+def test_every_mistake_is_named_with_its_place(both: Both) -> None:
+    recipe = {
+        "steps": [{"kind": "prune_magnitude", "sparsity": 5}, {"kind": "melt"}, {"kind": "finetune", "epochs": "3"}],
+        "surprise": 1,
+    }
+    answer = submit(both, recipe=recipe, priority=11, labels={"a b": "x"}, webhook="http://x")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    pointers = {error["pointer"] for error in answer.json()["errors"]}
+    assert pointers == {
+        "/recipe/steps/0/sparsity",
+        "/recipe/steps/1",
+        "/recipe/steps/2/epochs",
+        "/recipe/surprise",
+        "/priority",
+        "/labels/a b",
+        "/webhook",
+    }
+
+
+def test_mistakes_against_the_model_are_named_too(both: Both) -> None:
+    recipe = {"steps": [{"kind": "prune_magnitude", "skip_layers": ["convv"]}]}
+    (error,) = submit(both, recipe=recipe).json()["errors"]
+    assert error["pointer"] == "/recipe/steps/0/skip_layers/0"
+    assert "did you mean 'conv'" in error["detail"]
+
+
+def test_models_that_are_not_ready_are_conflicts(both: Both) -> None:
+    world = both[1]
+    checking, rejected = world.add_model("checking"), world.add_model("rejected")
+    answer = submit(both, model_id=checking)
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (409, "model_not_ready", True)
+    answer = submit(both, model_id=rejected)
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (409, "model_rejected", False)
+
+
+def test_cancel_is_at_once_for_a_waiting_job_and_final(both: Both) -> None:
+    client, world = both
+    job_id = world.submit()
+    answer = client.post(f"/v1/jobs/{job_id}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
+    again = client.post(f"/v1/jobs/{job_id}/cancel")
+    assert (again.status_code, again.json()["code"]) == (409, "job_finished")
+
+
+def test_cancel_of_a_running_job_can_be_repeated(both: Both) -> None:
+    client, world = both
+    job_id = world.start().job_id
+    for _ in range(2):
+        answer = client.post(f"/v1/jobs/{job_id}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+
+
+def test_retry_and_delete_follow_the_lifecycle(both: Both) -> None:
+    client, world = both
+    claim = world.start()
+    url = f"/v1/jobs/{claim.job_id}"
+    assert client.post(f"{url}/retry").json()["code"] == "job_not_retryable"
+    assert client.delete(url).json()["code"] == "job_unfinished"
+    world.fail(claim, REFUSAL)
+    shown = client.get(url).json()
+    assert shown["status"] == "failed"
+    assert shown["error"] == {"code": "step_failed", "detail": "no", "fix": "change it", "retryable": False}
+    answer = client.post(f"{url}/retry")
+    assert (answer.status_code, answer.json()["status"], answer.json()["error"]) == (202, "queued", None)
+    world.cancel(claim.job_id)
+    assert client.delete(url).status_code == 204
+    assert client.get(url).status_code == 404
+
+
+def test_list_can_be_narrowed_to_a_state(both: Both) -> None:
+    client, world = both
+    waiting, running = world.submit(), world.start().job_id
+    assert [job["id"] for job in client.get("/v1/jobs?status=queued").json()["items"]] == [waiting]
+    assert [job["id"] for job in client.get("/v1/jobs?status=running").json()["items"]] == [running]
+    assert client.get("/v1/jobs?status=dead").status_code == 422
+
+
+def test_metrics_come_with_success(client: TestClient, world: World) -> None:
+    job_id = world.submit()
+    answer = client.get(f"/v1/jobs/{job_id}/metrics")
+    assert (answer.status_code, answer.json()["code"]) == (409, "metrics_not_ready")
+    with world.database.session() as session:
+        session.get_one(JobRow, job_id).metrics = {"baseline": {"parameters": 1}}
+    assert client.get(f"/v1/jobs/{job_id}/metrics").json() == {"baseline": {"parameters": 1}}
+
+
+def test_logs_of_each_attempt(client: TestClient, world: World, storage: Storage) -> None:
+    job_id = world.submit()
+    url = f"/v1/jobs/{job_id}/logs"
+    assert client.get(url).json()["code"] == "log_not_found"
+    for attempt in (1, 2):
+        with storage.writer() as writer:
+            writer.write(f"attempt {attempt}\n".encode())
+            blob = writer.commit()
+        with world.database.session() as session:
+            session.add(LogRow(job_id=job_id, attempt=attempt, size_bytes=10, sha256=blob.sha256, created_at=db_now()))
+    assert client.get(url).text == "attempt 2\n"
+    assert client.get(f"{url}?attempt=1").text == "attempt 1\n"
+    assert client.get(url).headers["content-type"] == "text/plain; charset=utf-8"
+    assert client.get(f"{url}?attempt=3").status_code == 404
+    assert client.head(url).headers["content-length"] == "10"
+
+
+@pytest.mark.parametrize("path", ["", "/cancel", "/retry", "/events", "/metrics", "/logs", "/artifacts"])
+def test_jobs_of_others_are_not_there(client: TestClient, world: World, path: str) -> None:
+    theirs = world.submit(owner="somebody else", model_id=world.add_model(owner="somebody else"))
+    method = "POST" if path in ("/cancel", "/retry") else "GET"
+    assert client.request(method, f"/v1/jobs/{theirs}{path}").status_code == 404
+    assert client.delete(f"/v1/jobs/{theirs}").status_code == 404
+    assert client.get("/v1/jobs").json()["items"] == []
+    mine = {"model_id": world.job(theirs).model_id, "recipe": RECIPE}
+    assert client.post("/v1/jobs", json=mine).json()["errors"][0]["pointer"] == "/model_id"

@@ -1,0 +1,101 @@
+"""The API description is complete, and the API does what it says: checked over generated requests."""
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as hypothesis_settings
+from schemathesis import GenerationMode
+from schemathesis.config import SchemathesisConfig
+from schemathesis.core.control import SkipTest
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
+
+from app.main import create_app
+from app.settings import Settings
+
+JUDGED_BY_STATE = {"list_models", "list_datasets", "list_jobs", "submit_job", "download_artifact"}
+"""A schema cannot say which cursors were given out, which models there are, or how long a file is."""
+
+
+def list_operations(description: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    return [(path, method, item) for path, items in description["paths"].items() for method, item in items.items()]
+
+
+def test_every_operation_describes_itself_and_its_errors(app: FastAPI) -> None:
+    for path, method, operation in list_operations(app.openapi()):
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert operation["description"], where
+        assert operation["tags"], where
+        assert {"500", "503"} <= set(operation["responses"]), where
+        for status, response in operation["responses"].items():
+            assert "X-Request-ID" in response["headers"], where
+            if int(status) >= 400 and "/health" not in path:
+                assert list(response["content"]) == ["application/problem+json"], f"{where} {status}"
+        for parameter in operation.get("parameters", []):
+            assert parameter.get("description"), f"{where} {parameter['name']}"
+
+
+def test_operation_ids_are_verbs_and_unique(app: FastAPI) -> None:
+    ids = [operation["operationId"] for _, _, operation in list_operations(app.openapi())]
+    assert len(ids) == len(set(ids))
+    assert all(name.islower() and "_" in name for name in ids)
+
+
+def test_every_field_of_an_answer_is_described_and_required(app: FastAPI) -> None:
+    schemas = app.openapi()["components"]["schemas"]
+    views = {name: schema for name, schema in schemas.items() if name.endswith(("View", "Page"))}
+    assert len(views) > 10
+    for name, schema in views.items():
+        for field, described in schema["properties"].items():
+            assert described.get("description"), f"{name}.{field}"
+        assert set(schema["required"]) == set(schema["properties"]), name
+
+
+def test_description_needs_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/openapi.json")
+    assert answer.status_code == 200
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["good", "bad"])
+def test_generated_requests_are_answered_as_described(settings: Settings, mode: GenerationMode) -> None:
+    app = create_app(settings)
+    config = SchemathesisConfig.from_dict({"generation": {"mode": mode.value, "deterministic": True}})
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, config=config)
+    num_cases = 0
+    for found in schema.get_all_operations():
+        assert isinstance(found, Ok), found
+        num_cases += run_operation(found.ok(), mode)
+    assert num_cases > 50
+
+
+def run_operation(operation: Any, mode: GenerationMode) -> int:
+    """Send generated requests for one operation and let schemathesis judge the answers; return how many."""
+    num_cases = 0
+    name = operation.definition.raw["operationId"]
+
+    @hypothesis_settings(
+        max_examples=8,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def send(case: Any) -> None:
+        nonlocal num_cases
+        num_cases += 1
+        case.call_and_validate(excluded_checks=[positive_data_acceptance] if name in JUDGED_BY_STATE else [])
+
+    with suppress(SkipTest):  # nothing can be wrong with a request that takes nothing
+        send()
+    return num_cases
