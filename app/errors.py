@@ -14,6 +14,7 @@
       StorageCorrupt           stored bytes do not match their digest
         BlobMissing            stored bytes are gone
       Unavailable              a part the service depends on does not answer
+        SchemaMissing          the database was never migrated, or not far enough
       ConfigurationError       a setting that the service cannot work with
 
 The docstring of a class is its default message; `detail` holds the values.
@@ -130,7 +131,7 @@ class StorageFull(PareError):
     """There is no space left in storage."""
 
     code = "storage_full"
-    fix = "Delete models, datasets or jobs that are no longer needed, or give the service more space."
+    fix = "Give the volume that holds the store and the database more space, then try again."
     retryable = True
 
 
@@ -153,6 +154,13 @@ class Unavailable(PareError):
     code = "unavailable"
     fix = "Try again in a few seconds."
     retryable = True
+
+
+class SchemaMissing(Unavailable):
+    """The database lacks tables or columns of this version."""
+
+    code = "schema_missing"
+    fix = "Run the migrations: python -m app.db"
 
 
 class ConfigurationError(PareError):

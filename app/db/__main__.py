@@ -6,7 +6,9 @@ from app.settings import load_settings
 
 def main() -> None:
     """Run the missing migrations; a second runner waits and finds nothing to do."""
-    database = Database(load_settings().database_url)
+    settings = load_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.database_url)
     database.upgrade()
     database.dispose()
 

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from app.db import migrate
-from app.errors import ConfigurationError, StorageFull, Unavailable
+from app.errors import ConfigurationError, SchemaMissing, StorageFull, Unavailable
 
 READ_ONLY = "pare_read_only"
 MIGRATION_LOCK_TIMEOUT_SECONDS = 60.0
@@ -52,9 +52,9 @@ class Database:
             yield session
 
     def ping(self) -> None:
-        """Raise Unavailable unless the database answers."""
+        """Raise Unavailable unless the database answers and was migrated."""
         with self.read() as session:
-            session.execute(text("SELECT 1"))
+            session.execute(text("SELECT version_num FROM alembic_version"))
 
     def upgrade(self, revision: str = "head") -> None:
         """Migrate up. Runners that start at the same time wait for each other; the later ones find nothing to do."""
@@ -126,7 +126,9 @@ def _translated() -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise Unavailable("all database connections are in use") from error
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, ProgrammingError) as error:
+        if _is_schema_missing(error):
+            raise SchemaMissing from error
         if _is_disk_full(error):
             raise StorageFull("the database has no space left") from error
         if _is_mistake(error):
@@ -140,6 +142,12 @@ def _is_disk_full(error: DBAPIError) -> bool:
     )
 
 
+def _is_schema_missing(error: DBAPIError) -> bool:
+    if isinstance(error.orig, sqlite3.Error):  # it has no code for this: the message is all there is
+        return str(error.orig).startswith(("no such table", "no such column"))
+    return getattr(error.orig, "sqlstate", None) in {"42P01", "42703"}
+
+
 def _is_mistake(error: DBAPIError) -> bool:
     # SQLite reports wrong SQL as an operational error with the primary code SQLITE_ERROR.
-    return getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    return isinstance(error, ProgrammingError) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.session import Database
-from app.db.tables import EventRow, OutboxRow, WorkerRow
-from app.errors import ConfigurationError, StorageFull, Unavailable
+from app.db.tables import EventRow, JobRow, OutboxRow, WorkerRow
+from app.errors import ConfigurationError, SchemaMissing, StorageFull, Unavailable
 from tests.postgres import PostgresServer
 
 
@@ -154,8 +154,8 @@ def test_full_disk_is_storage_full(tmp_path: Path) -> None:
 
 
 def test_our_own_mistakes_pass_as_they_are(database: Database) -> None:
-    with pytest.raises((OperationalError, ProgrammingError), match="no_such_table"), database.session() as session:
-        session.execute(text("SELECT * FROM no_such_table"))
+    with pytest.raises((OperationalError, ProgrammingError), match="syntax"), database.session() as session:
+        session.execute(text("SELEKT 1"))
 
 
 @pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:"])
@@ -214,3 +214,13 @@ def test_threads_share_a_database(database: Database) -> None:
         thread.join()
     assert count(database) == 8
     assert sqlite3.threadsafety
+
+
+def test_database_without_tables_says_how_to_migrate(empty_database_url: str) -> None:
+    database = Database(empty_database_url)
+    with pytest.raises(SchemaMissing, match="lacks tables") as caught, database.read() as session:
+        session.execute(select(JobRow.id)).all()
+    assert "python -m app.db" in caught.value.fix
+    with pytest.raises(SchemaMissing):
+        database.ping()
+    database.dispose()

@@ -12,13 +12,13 @@ from app.recipes.base import Form
 from app.recipes.recipe import KINDS, Recipe
 
 DATASET = "dst_" + "a" * 26
-LABELLED = {
+LABELLED: dict[str, Any] = {
     "dataset_id": DATASET,
     "inputs": {"x": {"column": "image"}},
     "label_column": "label",
     "task": "classification",
 }
-UNLABELLED = {"dataset_id": DATASET, "inputs": {"x": {"column": "image"}}}
+UNLABELLED: dict[str, Any] = {"dataset_id": DATASET, "inputs": {"x": {"column": "image"}}}
 
 
 def make(*steps: str | dict[str, Any], **other: Any) -> Recipe:
@@ -65,22 +65,22 @@ def test_sensible_chain_is_accepted(steps: list[str], form: Form, formats: tuple
     assert accepted.formats == formats
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"steps": []},
-        {"steps": [{"kind": "shrink_magically"}]},
-        {"steps": [{"kind": "prune_magnitude", "sparsity": 1.0}]},
-        {"steps": [{"kind": "prune_magnitude", "amount": 0.5}]},
-        {"steps": [{"kind": "prune_magnitude", "sparsity": float("nan")}]},
-        {"steps": [{"kind": "prune_magnitude"}], "seed": -1},
-        {"steps": [{"kind": "prune_magnitude"}], "surprise": 1},
-        {"steps": [{"kind": "prune_magnitude"}], "data": {**LABELLED, "dataset_id": "../../etc/passwd"}},
-        {"steps": [{"kind": "prune_magnitude"}], "data": {**UNLABELLED, "label_column": "label"}},
-        {"steps": [{"kind": "prune_magnitude"}], "data": {**LABELLED, "label_column": None}},
-        {"steps": [{"kind": "prune_magnitude"}], "data": {**UNLABELLED, "inputs": {"x": {"column": "c", "std": [0]}}}},
-    ],
-)
+MALFORMED: list[dict[str, Any]] = [
+    {"steps": []},
+    {"steps": [{"kind": "shrink_magically"}]},
+    {"steps": [{"kind": "prune_magnitude", "sparsity": 1.0}]},
+    {"steps": [{"kind": "prune_magnitude", "amount": 0.5}]},
+    {"steps": [{"kind": "prune_magnitude", "sparsity": float("nan")}]},
+    {"steps": [{"kind": "prune_magnitude"}], "seed": -1},
+    {"steps": [{"kind": "prune_magnitude"}], "surprise": 1},
+    {"steps": [{"kind": "prune_magnitude"}], "data": {**LABELLED, "dataset_id": "../../etc/passwd"}},
+    {"steps": [{"kind": "prune_magnitude"}], "data": {**UNLABELLED, "label_column": "label"}},
+    {"steps": [{"kind": "prune_magnitude"}], "data": {**LABELLED, "label_column": None}},
+    {"steps": [{"kind": "prune_magnitude"}], "data": {**UNLABELLED, "inputs": {"x": {"column": "c", "std": [0]}}}},
+]
+
+
+@pytest.mark.parametrize("body", MALFORMED)
 def test_malformed_recipe_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Recipe.model_validate(body)
