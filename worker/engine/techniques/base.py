@@ -23,7 +23,10 @@ class Examples(Protocol):
 
     num_training: int
     num_evaluation: int
-    task: str
+
+    @property
+    def task(self) -> str:
+        """What the labels mean."""
 
     def training_batches(
         self, batch_size: int, *, seed: int, drop_last: bool = False

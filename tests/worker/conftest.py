@@ -1,0 +1,152 @@
+"""Fixtures for worker tests: jobs whose model is a script of faults, and workers that run them for real."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from app.db.clock import db_now
+from app.db.session import Database
+from app.db.tables import JobRow, ModelRow
+from app.ids import new_id
+from app.jobs.checks import queue_job
+from app.settings import Settings
+from app.storage import Storage, open_storage
+from worker.sandbox.detect import detect
+from worker.settings import WorkerSettings
+from worker.slot import Slot, open_slot
+
+ENGINES = Path(__file__).parent / "engines"
+TERMINAL = ("succeeded", "failed", "cancelled")
+RECIPE = {"steps": [{"kind": "prune_magnitude", "sparsity": 0.5}]}
+
+
+def find_processes(marker: str) -> list[int]:
+    """Return the processes, zombies aside, whose command line holds the marker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if marker.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+    return found
+
+
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 20, what: str = "the condition") -> None:
+    """Wait for a condition; fail after a generous time."""
+    end = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come true within {timeout_seconds} seconds"
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A database, a store and the settings of a worker whose engine acts out faults."""
+
+    database: Database
+    storage: Storage
+    settings: Settings
+    worker: WorkerSettings
+    marker: str
+
+    def queue(
+        self, *acts: list[object], action: str = "optimize", deadline_seconds: int = 60, attempts: int = 3
+    ) -> str:
+        """Queue a job whose engine does these acts; return its id."""
+        with self.storage.writer() as writer:
+            writer.write(json.dumps(acts).encode())
+            blob = writer.commit()
+        with self.database.session() as session:
+            model = ModelRow(
+                id=new_id("mdl"), owner="local", name="script", format="pt2", size_bytes=blob.size_bytes,
+                state="checking" if action == "check_model" else "ready", sha256=blob.sha256, created_at=db_now(),
+            )  # fmt: skip
+            session.add(model)
+            session.flush()
+            recipe = RECIPE if action == "optimize" else None
+            return queue_job(
+                session, owner="local", action=action, model_id=model.id, recipe=recipe,
+                deadline_seconds=deadline_seconds, max_attempts=attempts,
+            ).id  # fmt: skip
+
+    def read(self, job_id: str) -> JobRow:
+        """Return the job as it is now."""
+        with self.database.read() as session:
+            job = session.get(JobRow, job_id)
+            assert job is not None
+            return job
+
+    def wait(self, job_id: str, *states: str, timeout_seconds: float = 30) -> JobRow:
+        """Wait until the job is in one of these states, or over."""
+        wanted = states or TERMINAL
+        wait_until(lambda: self.read(job_id).state in wanted, timeout_seconds, f"job in {wanted}")
+        return self.read(job_id)
+
+    def processes(self) -> list[int]:
+        """Return the processes of all engines of this bench, standby included."""
+        return find_processes(self.marker)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment that gives another process the same settings."""
+        named = {
+            **{f"PARE_{name}".upper(): value for name, value in self.settings.model_dump(mode="json").items()},
+            **{f"PARE_WORKER_{name}".upper(): value for name, value in self.worker.model_dump(mode="json").items()},
+        }
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in named.items()}
+        return {**os.environ, **texts, **more}
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    """SQLite, unless the test asks for another kind of database by parametrizing `bench` indirectly."""
+    kind = getattr(request, "param", "sqlite")
+    url: str = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgres_url")
+    settings = Settings(
+        data_dir=tmp_path, database_url=url, lease_seconds=3, heartbeat_seconds=0.5, cancel_grace_seconds=0.7,
+        reap_interval_seconds=0.2, sweep_after_seconds=1, relay_interval_seconds=0.05, max_log_bytes=200_000,
+        engine_memory_bytes=2**30, max_artifact_bytes=32 * 2**20, worker_seen_seconds=4,
+    )  # fmt: skip
+    marker = f"pare-test-{uuid4().hex}"
+    worker = WorkerSettings(
+        engine_command=(sys.executable, "-S", str(ENGINES / "scripted.py"), "{job}", marker),
+        engine_code=(ENGINES,), cancel_poll_seconds=0.1, progress_interval_seconds=0.05, stop_seconds=1,
+    )  # fmt: skip
+    database = Database(url)
+    yield Bench(database, open_storage(settings.storage_url), settings, worker, marker)
+    database.dispose()
+    wait_until(lambda: not find_processes(marker), 10, "the end of every engine process")
+    left = [path for path in (tmp_path / "work").glob("*/*") if path.name != "lock"]
+    assert left == [], f"directories left behind: {left}"
+
+
+@pytest.fixture
+def open_slots() -> Iterator[Callable[..., Slot]]:
+    """Open worker slots in this process; they are closed at the end of the test."""
+    slots: list[Slot] = []
+
+    def open_one(bench: Bench, isolation: str = "auto", **worker: object) -> Slot:
+        if isolation not in ("auto", "none") and detect(isolation).method != isolation:
+            pytest.skip(f"{isolation} does not work on this machine: {detect(isolation).problems}")
+        settings = bench.settings.model_copy(update={"isolation": isolation})
+        slot = open_slot(settings, bench.worker.model_copy(update=worker))
+        slots.append(slot)
+        return slot
+
+    yield open_one
+    for slot in slots:
+        slot.close()
+
+
+@pytest.fixture
+def slot(bench: Bench, open_slots: Callable[..., Slot]) -> Slot:
+    """One worker slot in this process."""
+    return open_slots(bench)

@@ -1,0 +1,176 @@
+"""An engine that acts out faults: it keeps the protocol and does what the "model" tells it, a JSON list of acts.
+
+python scripted.py DIR MARKER
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+Act = list[Any]
+
+SLEEPER = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+
+MEASUREMENT = {
+    "quality": None,
+    "latency": {
+        "batch_size": 1, "num_threads": 1, "num_runs": 10, "p50_ms": 1.0, "p90_ms": 1.0, "p99_ms": 1.0, "mean_ms": 1.0,
+    },
+    "throughput_per_second": 1.0, "peak_memory_bytes": 1, "file_bytes": 1, "parameters": 1, "nonzero_parameters": 1,
+    "macs": None,
+}  # fmt: skip
+METRICS = {
+    "baseline": MEASUREMENT,
+    "result": MEASUREMENT,
+    "comparison": {
+        "latency_ratio": {"value": 1.0, "low": 1.0, "high": 1.0}, "file_ratio": 1.0, "parameters_ratio": 1.0,
+        "macs_ratio": None, "peak_memory_ratio": None, "quality_change": None, "equivalence": [],
+    },
+    "steps": [],
+    "layers": [],
+    "verdict": {"outcome": "no_difference", "summary": "acted out"},
+    "environment": {"processor": "none", "num_cores": 1, "runtime": "none", "num_threads": 1, "versions": {}},
+}  # fmt: skip
+FACTS = {
+    "inputs": [], "outputs": [], "dynamic_batch": True, "batch_size": None, "exported_in": "eval", "parameters": 1,
+    "buffers": 0, "parameter_bytes": 4, "macs": None, "uncounted_operators": [], "layers": [], "tied": [],
+    "capabilities": [],
+}  # fmt: skip
+
+
+class Actor:
+    """The acts, one method each."""
+
+    def __init__(self, directory: Path, marker: str, plan: dict[str, Any]) -> None:
+        self.directory = directory
+        self.marker = marker
+        self.plan = plan
+
+    def say(self, stage: str, fraction: float = 0.0, **more: object) -> None:
+        print(json.dumps({"stage": stage, "fraction": fraction, **more}), flush=True)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def count(self, steps: int, seconds: float) -> None:
+        for step in range(steps):
+            self.say(f"step_{step}", step / steps)
+            time.sleep(seconds)
+
+    def ignore_sigterm(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def leave_grandchild(self) -> None:
+        subprocess.Popen([sys.executable, "-S", "-c", SLEEPER, self.marker], start_new_session=True)
+
+    def exit(self, status: int) -> None:
+        os._exit(status)
+
+    def exit_in_thread(self) -> None:
+        thread = threading.Thread(target=sys.exit, args=(3,))
+        thread.start()
+        thread.join()
+
+    def kill_self(self, number: int) -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
+        subprocess.run(["/bin/kill", f"-{number}", str(os.getpid())], check=True)
+        time.sleep(5)
+
+    def print_raw(self, text: str, times: int = 1) -> None:
+        for _ in range(times):
+            os.write(1, text.encode())
+
+    def flood(self, stream: int, megabytes: int) -> None:
+        block = (b"x" * 99 + b"\n") * 10486
+        for _ in range(megabytes):
+            os.write(stream, block)
+
+    def allocate(self, size_bytes: int) -> None:
+        self.block = bytearray(size_bytes)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def write_bytes(self, name: str, size_bytes: int) -> None:
+        with (self.directory / name).open("wb") as file:
+            for _ in range(size_bytes // 2**20):
+                file.write(b"\1" * 2**20)
+
+    def link(self, target: str, name: str) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+
+    def lock_directory(self, name: str) -> None:
+        path = self.directory / name
+        (path / "inner").mkdir(parents=True)
+        (path / "inner" / "file").write_text("x")
+        (path / "inner").chmod(0)
+        path.chmod(0)
+
+    def fork_bomb(self) -> None:
+        started = []
+        try:
+            while True:
+                started.append(subprocess.Popen(["/bin/sleep", "600"]))
+        except OSError as error:
+            print(f"fork stopped after {len(started)}: {error}", file=sys.stderr, flush=True)
+
+    def artifact(self, text: str = "artifact", name: str = "model.onnx", **lies: object) -> None:
+        """Finish well, or nearly: `lies` replace what the result truly is."""
+        path = self.directory / "out" / "artifacts" / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_symlink():
+            path.write_text(text)
+        told = {
+            "name": name,
+            "media_type": "application/octet-stream",
+            "size_bytes": len(text),
+            "sha256": sha256(text.encode()).hexdigest(),
+            **lies,
+        }
+        self.result({"metrics": METRICS, "artifacts": [told]})
+
+    def result(self, result: object) -> None:
+        (self.directory / "out" / "result.json").write_text(json.dumps(result))
+
+    def finish(self) -> None:
+        """Finish well, whatever the action is."""
+        if self.plan["action"] == "check_model":
+            self.result({"model": FACTS})
+        else:
+            self.artifact()
+
+
+def main() -> None:
+    """Keep the protocol."""
+    directory, marker = Path(sys.argv[1]), sys.argv[2]
+    print('{"stage": "ready", "fraction": 0}', flush=True)
+    if sys.stdin.readline() != "go\n":
+        return
+    plan = json.loads((directory / "in" / "plan.json").read_text())
+    actor = Actor(directory, marker, plan)
+    actor.say("started")
+    if plan["action"] == "verify":
+        broken = [name for name in plan["artifacts"] if "broken" in (directory / "in" / name).read_text()]
+        error = {"code": "verification_failed", "detail": f"broken: {broken}", "fix": "none"} if broken else None
+        actor.result({"error": error})
+        return
+    for name, *arguments in json.loads((directory / "in" / plan["model"]["file"]).read_text()):
+        named = arguments.pop() if arguments and isinstance(arguments[-1], dict) and name == "artifact" else {}
+        getattr(actor, name)(*arguments, **named)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""`pare serve` as users start it: one command, everything up, and nothing left however it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker.conftest import wait_until
+from worker.sandbox.isolation import Isolation
+from worker.serve import ServeRefused, check_exposure, is_loopback, lock_directory
+
+Serve = Callable[..., "subprocess.Popen[str]"]
+START = "import sys; from pathlib import Path; from worker.serve import serve; serve('127.0.0.1', 0, Path(sys.argv[1]))"
+BARE = Isolation("none", own_user=False, user_namespace=False, landlock=False, seccomp=False, linux=True)
+SAFE = Isolation("bubblewrap", own_user=False, user_namespace=True, landlock=True, seccomp=True, linux=True)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start `pare serve` on a data directory; whatever is left at the end is a failure."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(data_dir: Path = tmp_path / "data") -> "subprocess.Popen[str]":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, str(data_dir)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+    wait_until(lambda: not find_service(tmp_path), 10, "the end of every process")
+
+
+def find_service(tmp_path: Path) -> list[str]:
+    """Return the command lines of processes that belong to a data directory: by environment, argument or open file."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                told = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                if str(tmp_path / "data").encode() in told:
+                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+    return found
+
+
+def read_url(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    match = re.search(r"ready at (http://\S+) \(isolation: ", line)
+    assert match is not None, line + (process.communicate()[1] if process.poll() is not None else "")
+    return match[1]
+
+
+def ask(url: str) -> dict[str, object]:
+    with urllib.request.urlopen(url, timeout=10) as response:
+        answer: dict[str, object] = json.load(response)
+    return answer
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_everything_starts_answers_and_is_gone_however_it_ends(serve: Serve, tmp_path: Path, number: int) -> None:
+    process = serve()
+    url = read_url(process)
+    assert ask(f"{url}/health/live")["status"]
+    assert len(find_service(tmp_path)) >= 5
+
+    process.send_signal(number)
+
+    status = process.wait(30)
+    assert status == (0 if number != signal.SIGKILL else -signal.SIGKILL)
+    wait_until(lambda: not find_service(tmp_path), 5, "the end of every process")
+    assert (tmp_path / "data" / "broker" / "appendonlydir").is_dir()
+
+
+def test_a_second_one_on_the_same_data_is_refused_and_a_crashed_child_comes_back(serve: Serve, tmp_path: Path) -> None:
+    first = serve()
+    url = read_url(first)
+
+    second = serve()
+    errors = second.communicate(timeout=30)[1]
+
+    assert second.returncode == 1
+    assert "another pare serve uses" in errors
+    assert ask(f"{url}/health/live")["status"]
+    api = [line for line in find_service(tmp_path) if line.rstrip().endswith("-m app")]
+    assert len(api) == 1
+    pid = subprocess.run(["pgrep", "-P", str(first.pid), "-f", "m app$"], capture_output=True, text=True, check=True)
+    os.kill(int(pid.stdout), signal.SIGKILL)
+    time.sleep(0.2)
+    wait_until(lambda: _answers(f"{url}/health/live"), 30, "the restarted API")
+    first.send_signal(signal.SIGINT)
+    assert first.wait(30) == 0
+
+
+def _answers(url: str) -> bool:
+    try:
+        return bool(ask(url))
+    except OSError:
+        return False
+
+
+def test_strangers_are_let_in_only_with_isolation_and_an_explicit_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PARE_INSECURE_NO_AUTH", raising=False)
+    check_exposure("127.0.0.1", BARE)
+    with pytest.raises(ServeRefused, match="cannot be isolated"):
+        check_exposure("0.0.0.0", BARE)
+    with pytest.raises(ServeRefused, match="does not ask who they are"):
+        check_exposure("0.0.0.0", SAFE)
+
+    monkeypatch.setenv("PARE_INSECURE_NO_AUTH", "1")
+
+    check_exposure("0.0.0.0", SAFE)
+    with pytest.raises(ServeRefused, match="cannot be isolated"):
+        check_exposure("::", BARE)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.1.4", False), ("example.org", False)],
+)  # fmt: skip
+def test_loopback_is_recognized(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_a_data_directory_belongs_to_one(tmp_path: Path) -> None:
+    lock = lock_directory(tmp_path)
+
+    with pytest.raises(ServeRefused):
+        lock_directory(tmp_path)
+
+    lock.close()
+    lock_directory(tmp_path).close()

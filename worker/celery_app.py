@@ -1,0 +1,80 @@
+"""The Celery application: a queue of hints. It never imports torch; what a hint means, the database says.
+
+celery --app worker.celery_app worker      or, with all options set, python -m worker
+"""
+
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
+
+from app.logs import configure_logs
+from app.settings import load_settings
+from worker.sandbox.detect import detect
+from worker.settings import WorkerSettings
+
+# SIGTERM shall stop softly: jobs go on for stop_seconds, then they are given back.
+os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
+
+settings = load_settings()
+worker_settings = WorkerSettings()
+
+app = Celery("pare", include=["worker.tasks"])
+app.conf.update(
+    broker_url=settings.broker_url,
+    task_default_queue="pare",
+    task_acks_late=False,  # crash recovery is the duty of the database's leases
+    task_ignore_result=True,
+    task_store_errors_even_if_ignored=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_soft_shutdown_timeout=worker_settings.stop_seconds,
+    worker_enable_remote_control=False,
+    worker_cancel_long_running_tasks_on_connection_loss=True,
+    worker_concurrency=worker_settings.concurrency,
+    worker_pool="prefork",
+    worker_proc_alive_timeout=60,
+    task_serializer="json",
+    accept_content=["json"],
+    task_time_limit=None,  # the supervisor ends engines, with all their children
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 10,
+        "visibility_timeout": 3600,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+    },
+)
+
+
+@setup_logging.connect(weak=False)
+def _log_our_way(**_: Any) -> None:
+    configure_logs()
+
+
+@worker_init.connect(weak=False)
+def _find_isolation(**_: Any) -> None:
+    detect(settings.isolation)  # once, before the children are forked
+
+
+@worker_process_init.connect(weak=False)
+def _open(**_: Any) -> None:
+    from worker import tasks
+    from worker.slot import follow_parent, open_slot
+
+    tasks.slot = open_slot(settings, worker_settings)
+    follow_parent(tasks.slot)
+
+
+@worker_process_shutdown.connect(weak=False)
+def _close(**_: Any) -> None:
+    from worker import tasks
+
+    if tasks.slot is not None:
+        tasks.slot.close()
+        tasks.slot = None

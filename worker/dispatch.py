@@ -1,0 +1,128 @@
+"""`python -m worker.dispatch`: publish hints, sweep jobs that lost theirs, take jobs from workers that went silent.
+
+Any number may run. All state is in the database; this process can be killed at any time.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from app.db.session import Database
+from app.errors import PareError
+from app.jobs import Hint, forget_workers, reap_expired, relay_outbox, sweep_unpublished
+from app.logs import configure_logs
+from app.settings import Settings, load_settings
+from worker.presence import QUEUE
+
+_FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.5, 10.0
+_FORGET_FACTOR = 60
+_log = structlog.get_logger(__name__)
+
+
+def make_publisher(broker_url: str) -> tuple[Celery, Callable[[Hint], None]]:
+    """Return a Celery client that fails fast, and the function that publishes one hint with it."""
+    client = Celery("pare-dispatch", broker=broker_url, set_as_current=False)
+    client.conf.update(
+        task_ignore_result=True,
+        task_serializer="json",
+        broker_connection_retry=False,
+        broker_pool_limit=1,
+        broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2, "max_retries": 0},
+    )
+
+    def publish(hint: Hint) -> None:
+        # ignore_result and no retry: the outbox row stays until this returns.
+        client.send_task("pare.run_job", args=[hint.job_id], queue=QUEUE, retry=False, ignore_result=True)
+
+    return client, publish
+
+
+class Dispatcher:
+    """Runs each duty at its interval; a duty that fails is tried again later, and the others go on."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+        self._client, self._publish = make_publisher(settings.broker_url)
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Go on until stopped."""
+        duties = [
+            (self._relay, self._settings.relay_interval_seconds),
+            (self._reap, self._settings.reap_interval_seconds),
+            (self._sweep, min(self._settings.sweep_after_seconds / 4, 5.0)),
+            (self._forget, 60.0),
+        ]
+        threads = [
+            threading.Thread(target=self._repeat, args=duty, daemon=True, name=duty[0].__name__) for duty in duties
+        ]
+        for thread in threads:
+            thread.start()
+        while not self.stopping.wait(1.0):
+            # An error that nobody foresaw ends a duty; half a dispatcher must not look alive.
+            ended = [thread.name for thread in threads if not thread.is_alive()]
+            if ended:
+                raise RuntimeError(f"these duties ended: {', '.join(ended)}")
+        for thread in threads:
+            thread.join(5)
+        self._client.close()
+
+    def _repeat(self, duty: Callable[[], bool], interval_seconds: float) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while not self.stopping.is_set():
+            started_at = time.monotonic()
+            try:
+                more = duty()
+                pause = _FIRST_PAUSE_SECONDS
+            except (PareError, OperationalError, RedisError, OSError) as error:
+                _log.warning("duty failed", duty=duty.__name__, error=str(error)[:300], again_in_seconds=pause)
+                self.stopping.wait(pause)
+                pause = min(pause * 2, _LAST_PAUSE_SECONDS)
+                continue
+            if not more:
+                self.stopping.wait(max(0.0, interval_seconds - (time.monotonic() - started_at)))
+
+    def _relay(self) -> bool:
+        return relay_outbox(self._database, self._publish) > 0
+
+    def _reap(self) -> bool:
+        with self._database.session() as session:
+            reaped = reap_expired(session)
+        if reaped:
+            _log.warning("workers went silent", job_ids=reaped)
+        return bool(reaped)
+
+    def _sweep(self) -> bool:
+        with self._database.session() as session:
+            swept = sweep_unpublished(session, self._settings.sweep_after_seconds)
+        if swept:
+            _log.info("hints sent again", job_ids=swept)
+        return bool(swept)
+
+    def _forget(self) -> bool:
+        with self._database.session() as session:
+            return forget_workers(session, self._settings.worker_seen_seconds * _FORGET_FACTOR) > 0
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    configure_logs()
+    settings = load_settings()
+    database = Database(settings.database_url)
+    dispatcher = Dispatcher(database, settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: dispatcher.stopping.set())
+    _log.info("dispatching", broker=settings.broker_url.rsplit("@", 1)[-1])
+    dispatcher.run()
+    database.dispose()
+
+
+if __name__ == "__main__":
+    main()

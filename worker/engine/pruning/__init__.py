@@ -1,0 +1,1 @@
+"""Removing channels soundly: finding dependency groups, adapting the graph, proving the result."""

@@ -1,0 +1,1 @@
+"""Integer ONNX files: finding layers in them, calibrating them."""

@@ -1,0 +1,165 @@
+"""A recipe's data bound to a model: batches of model inputs and labels, read from disk as they are needed."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.recipes.data import Data, Task
+from app.recipes.plan import DatasetFormat
+from worker.engine.errors import RecipeRefused
+from worker.engine.programs.program import Signature
+from worker.engine.training.binding import BoundInput, BoundLabels, bind_input, bind_labels
+from worker.engine.training.datasets import map_column, read_columns
+from worker.engine.training.losses import compute_loss
+
+Batch = tuple[tuple[Tensor, ...], Tensor | None]
+
+
+class BoundExamples:
+    """Training and held-out rows of a recipe's data. Rows are split and shuffled by the seed, never by chance."""
+
+    def __init__(
+        self,
+        data: Data,
+        signature: Signature,
+        training: tuple[list[BoundInput], BoundLabels | None],
+        evaluation: tuple[list[BoundInput], BoundLabels | None],
+        training_rows: np.ndarray,
+        evaluation_rows: np.ndarray,
+    ) -> None:
+        self.task: Task = data.task
+        self.has_labels = data.has_labels
+        self.num_training = len(training_rows)
+        self.num_evaluation = len(evaluation_rows)
+        names = [output.name for output in signature.outputs]
+        if data.output is not None and data.output not in names:
+            raise RecipeRefused(
+                f"recipe.data.output is {data.output!r}; the model's outputs are {names}", code="unknown_output"
+            )
+        self.output_index = names.index(data.output) if data.output is not None else 0
+        self.fixed_batch = signature.batch_size
+        """The only batch size the model takes, or None."""
+        self._largest_batch = signature.dynamic_ranges.get("batch", (1, None))[1]
+        self._training, self._evaluation = training, evaluation
+        self._training_rows, self._evaluation_rows = training_rows, evaluation_rows
+
+    def training_batches(self, batch_size: int, *, seed: int, drop_last: bool = False) -> Iterator[Batch]:
+        """Yield (inputs, labels) over the shuffled training part, once.
+
+        A model with a fixed batch gets exactly that batch, and an incomplete last one is dropped.
+        """
+        size = self._batch_size(batch_size)
+        rows = np.random.default_rng(seed).permutation(self._training_rows)
+        if self.fixed_batch is not None and len(rows) < size:
+            raise RecipeRefused(
+                f"the model takes exactly {size} examples at a time, but only {len(rows)} are there for training",
+                code="too_few_examples",
+                fix="Upload more rows, or export the model with a dynamic batch.",
+            )
+        for start in range(0, len(rows), size):
+            chosen = rows[start : start + size]
+            if len(chosen) < size and (drop_last or self.fixed_batch is not None):
+                return
+            yield _batch(self._training, chosen)
+
+    def num_training_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
+        """Return how many batches `training_batches` yields."""
+        size = self._batch_size(batch_size)
+        whole, rest = divmod(self.num_training, size)
+        return whole + (1 if rest and not drop_last and self.fixed_batch is None else 0)
+
+    def evaluation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yield (inputs, labels) over the held-out part, in order.
+
+        For a model with a fixed batch the last inputs are filled up by repeating a row; the labels are not.
+        """
+        for inputs, labels, num_rows in self.padded_batches(batch_size):
+            yield inputs, None if labels is None else labels[:num_rows]
+
+    def padded_batches(self, batch_size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None, int]]:
+        """Yield (inputs, labels, number of real rows) over the held-out part, in order."""
+        size = self._batch_size(batch_size)
+        for start in range(0, self.num_evaluation, size):
+            chosen = self._evaluation_rows[start : start + size]
+            num_rows = len(chosen)
+            if self.fixed_batch is not None and num_rows < size:
+                chosen = np.concatenate([chosen, np.repeat(chosen[-1:], size - num_rows)])
+            inputs, labels = _batch(self._evaluation, chosen)
+            yield inputs, labels, num_rows
+
+    def _batch_size(self, asked: int) -> int:
+        if self.fixed_batch is not None:
+            return self.fixed_batch
+        return asked if self._largest_batch is None else min(asked, self._largest_batch)
+
+    def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+        """Return the task's mean loss of one batch (differentiable)."""
+        return compute_loss(self.task, outputs[self.output_index], labels)
+
+
+def open_examples(
+    data: Data,
+    files: Mapping[str, tuple[Path, DatasetFormat]],
+    signature: Signature,
+    seed: int,
+    directory: Path | None = None,
+) -> BoundExamples:
+    """Bind the recipe's data to a model's inputs. Compressed columns are unpacked once into `directory`."""
+    directory = directory or Path(tempfile.mkdtemp(prefix="examples-"))
+    training, num_rows = _bind(data, data.dataset_id, files, signature, directory)
+    rng = np.random.default_rng(seed)
+    if data.evaluation_dataset_id is not None:
+        evaluation, num_evaluation = _bind(data, data.evaluation_dataset_id, files, signature, directory)
+        training_rows = np.arange(num_rows)
+        evaluation_rows = np.arange(num_evaluation)
+    else:
+        if num_rows < 2:
+            raise RecipeRefused(
+                "the dataset has 1 row; none is left for measuring", code="too_few_examples", fix="Upload more rows."
+            )
+        evaluation = training
+        num_held_out = min(max(round(num_rows * data.evaluation_fraction), 1), num_rows - 1)
+        shuffled = rng.permutation(num_rows)
+        training_rows, evaluation_rows = np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
+    if len(evaluation_rows) > data.max_evaluation_examples:
+        evaluation_rows = np.sort(rng.choice(evaluation_rows, data.max_evaluation_examples, replace=False))
+    return BoundExamples(data, signature, training, evaluation, training_rows, evaluation_rows)
+
+
+def _bind(
+    data: Data, dataset_id: str, files: Mapping[str, tuple[Path, DatasetFormat]], signature: Signature, directory: Path
+) -> tuple[tuple[list[BoundInput], BoundLabels | None], int]:
+    path, format = files[dataset_id]
+    columns = {column.name: column for column in read_columns(path, format)}
+    expected = {tensor.name for tensor in signature.inputs}
+    if set(data.inputs) != expected:
+        raise RecipeRefused(
+            f"recipe.data.inputs binds {sorted(data.inputs)}, the model's inputs are {sorted(expected)}",
+            code="inputs_not_bound",
+        )
+    needed = {binding.column for binding in data.inputs.values()}
+    if data.label_column is not None:
+        needed.add(data.label_column)
+    missing = sorted(needed - columns.keys())
+    if missing:
+        raise RecipeRefused(
+            f"dataset {dataset_id} has no column {missing}; its columns are {sorted(columns)}", code="unknown_column"
+        )
+    arrays = {name: map_column(path, columns[name], directory) for name in sorted(needed)}
+    inputs = [
+        bind_input(tensor, data.inputs[tensor.name], arrays[data.inputs[tensor.name].column], signature.dynamic_ranges)
+        for tensor in signature.inputs
+    ]
+    labels = bind_labels(data, arrays, inputs) if data.has_labels else None
+    return (inputs, labels), len(next(iter(arrays.values())))
+
+
+def _batch(bound: tuple[list[BoundInput], BoundLabels | None], rows: np.ndarray) -> Batch:
+    inputs, labels = bound
+    return tuple(torch.from_numpy(item.read(rows)) for item in inputs), (
+        None if labels is None else torch.from_numpy(labels.read(rows))
+    )

@@ -1,0 +1,83 @@
+"""What the labels of each task mean: the loss that training lowers, and how labels are brought into its form."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from app.recipes.data import Task
+from worker.engine.errors import RecipeRefused
+
+IGNORED_LABEL = -100
+"""Positions with this label count neither in the loss nor in the quality (torch's convention)."""
+
+
+def compute_loss(task: Task, output: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss of one batch, differentiable in `output`."""
+    if task == "classification":
+        scores, classes = align_classes(output, labels)
+        if scores.shape[-1] == 1:
+            return functional.binary_cross_entropy_with_logits(scores[:, 0].float(), classes.float())
+        return functional.cross_entropy(scores.float(), classes, ignore_index=IGNORED_LABEL)
+    if task == "language_modeling":
+        scores, tokens = shift_tokens(output, labels)
+        return functional.cross_entropy(scores.flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED_LABEL)
+    if task == "regression":
+        return functional.mse_loss(output.float(), align_values(output, labels))
+    if task == "embedding":
+        values = align_values(output, labels).flatten(1)
+        return (1 - functional.cosine_similarity(output.flatten(1).float(), values)).mean()
+    raise RecipeRefused(
+        f"task {task!r} has no loss", code="no_loss", fix="Set recipe.data.label_column and recipe.data.task."
+    )
+
+
+def align_classes(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores (positions, classes) and classes (positions), whether the class axis of `output` is 1 or last."""
+    if output.ndim == 1:
+        output = output[:, None]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    rest = labels.shape[1:]
+    if output.ndim == labels.ndim + 1 and output.shape[2:] == rest:
+        scores = output.movedim(1, -1)
+    elif output.ndim == labels.ndim + 1 and output.shape[1:-1] == rest:
+        scores = output
+    else:
+        raise _refuse(output, labels, "one class number per score vector")
+    num_classes = max(scores.shape[-1], 2)
+    real = labels[labels != IGNORED_LABEL]
+    if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < num_classes:
+        raise RecipeRefused(
+            f"labels range from {int(real.min())} to {int(real.max())}, the output tells {num_classes} classes apart",
+            code="label_out_of_range",
+            fix=f"Number the classes 0 to {num_classes - 1}, or name another output in recipe.data.output.",
+        )
+    return scores.reshape(-1, scores.shape[-1]), labels.reshape(-1)
+
+
+def shift_tokens(output: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores (examples, positions, vocabulary) and the token each position should predict: the next one."""
+    if output.ndim != 3 or output.shape[:2] != tokens.shape or tokens.shape[1] < 2:
+        raise _refuse(output, tokens, "scores (batch, tokens, vocabulary) and at least two tokens")
+    highest = int(tokens.max())
+    if highest >= output.shape[-1]:
+        raise RecipeRefused(
+            f"token {highest} is outside the output's vocabulary of {output.shape[-1]}", code="label_out_of_range"
+        )
+    return output[:, :-1], tokens[:, 1:]
+
+
+def align_values(output: Tensor, labels: Tensor) -> Tensor:
+    """Return the labels in the output's shape; (n,) and (n, 1) are the same thing."""
+    if output.shape != labels.shape and (output.shape[0] != labels.shape[0] or output.numel() != labels.numel()):
+        raise _refuse(output, labels, "as many numbers per row as the output has")
+    return labels.reshape(output.shape).to(torch.float32)
+
+
+def _refuse(output: Tensor, labels: Tensor, expected: str) -> RecipeRefused:
+    return RecipeRefused(
+        f"labels of shape {tuple(labels.shape)} do not fit the output of shape {tuple(output.shape)}: "
+        f"expected {expected}",
+        code="labels_do_not_fit",
+        fix="Name another output in recipe.data.output, another label_column, or another task.",
+    )

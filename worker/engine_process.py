@@ -1,0 +1,126 @@
+"""An engine process as the supervisor sees it: its directory, its sandbox, its progress and its log."""
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from app.settings import Settings
+from worker.log import CappedLog
+from worker.progress import ProgressInbox
+from worker.sandbox.isolation import Isolation, Limits
+from worker.sandbox.launch import SandboxProcess, remove_directory, start
+from worker.settings import WorkerSettings
+
+_READ_BYTES = 64 * 1024
+_MAX_CPU_SECONDS = 14 * 24 * 3600
+_MAX_REFUSED_LINES = 1000
+
+
+@dataclass
+class EngineProcess:
+    """One engine; it works on at most one plan."""
+
+    directory: Path
+    sandbox: SandboxProcess
+    isolation: Isolation
+    inbox: ProgressInbox
+    log: CappedLog
+    started_at: float = field(default_factory=time.monotonic)
+    _readers: list[threading.Thread] = field(default_factory=list)
+
+    def go(self) -> None:
+        """Let it begin with DIR/in/plan.json. An engine that is already dead is met by whoever waits for it."""
+        stdin = self.sandbox.process.stdin
+        assert stdin is not None
+        with contextlib.suppress(OSError):
+            stdin.write(b"go\n")
+            stdin.close()
+
+    def exit_status(self) -> int | None:
+        """Return None while it runs; 128 + n when signal n ended it."""
+        return self.sandbox.exit_status()
+
+    def kill(self) -> None:
+        """End all its processes and read what they left in the pipes."""
+        self.sandbox.kill(self.isolation.isolates)
+        for reader in self._readers:
+            reader.join(5)
+
+    def remove(self) -> None:
+        """Kill it and remove its directory."""
+        self.kill()
+        self.log.close()
+        process = self.sandbox.process
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        remove_directory(self.directory)
+        self.log.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class EngineFactory:
+    """Starts engine processes in fresh directories below `work`."""
+
+    settings: Settings
+    worker: WorkerSettings
+    isolation: Isolation
+    work: Path
+
+    def start(self) -> EngineProcess:
+        """Start one. The kernel ties it to the calling thread."""
+        directory = self.work / secrets.token_hex(8)
+        limits = Limits(
+            memory_bytes=self.settings.engine_memory_bytes,
+            file_bytes=self.settings.max_artifact_bytes,
+            cpu_seconds=_MAX_CPU_SECONDS,
+        )
+        log = CappedLog(directory.with_suffix(".log"), self.settings.max_log_bytes)
+        try:
+            sandbox = start(
+                self.isolation,
+                directory,
+                self.worker.command(),
+                limits,
+                num_threads=self.settings.engine_threads,
+                extra_readable=self.worker.engine_code,
+            )
+        except BaseException:
+            log.close().unlink()
+            raise
+        engine = EngineProcess(directory, sandbox, self.isolation, ProgressInbox(), log)
+        stdout, stderr = sandbox.process.stdout, sandbox.process.stderr
+        assert stdout is not None
+        assert stderr is not None
+        for target, pipe in ((_read_progress, stdout), (_read_log, stderr)):
+            reader = threading.Thread(target=target, args=(engine, pipe), daemon=True, name=target.__name__)
+            reader.start()
+            engine._readers.append(reader)
+        return engine
+
+
+def _read_progress(engine: EngineProcess, pipe: IO[bytes]) -> None:
+    logged = 0
+    while data := _read(pipe):
+        for line in engine.inbox.feed(data):
+            logged += 1
+            if logged <= _MAX_REFUSED_LINES:
+                engine.log.write(b"[not progress] " + line + b"\n")
+
+
+def _read_log(engine: EngineProcess, pipe: IO[bytes]) -> None:
+    while data := _read(pipe):
+        engine.log.write(data)
+
+
+def _read(pipe: IO[bytes]) -> bytes:
+    try:
+        return os.read(pipe.fileno(), _READ_BYTES)
+    except (OSError, ValueError):
+        return b""

@@ -1,0 +1,176 @@
+"""What goes into an engine's directory and what is taken out of it. Nothing that comes out is believed."""
+
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import cast
+
+from pydantic import ValidationError
+
+from app.jobs import Claim
+from app.recipes.plan import (
+    MAX_RESULT_BYTES,
+    DatasetFile,
+    DatasetFormat,
+    EngineError,
+    EngineResult,
+    ModelFile,
+    ModelFormat,
+    Plan,
+)
+from app.storage import Storage
+from worker.failures import AttemptFailed, defect
+
+_CHUNK_BYTES = 1024 * 1024
+_MAX_FILES = 100_000
+
+
+def place_inputs(directory: Path, claim: Claim, storage: Storage) -> tuple[ModelFile | None, tuple[DatasetFile, ...]]:
+    """Copy the job's files out of storage, each verified against its digest."""
+    model = None
+    if claim.model is not None:
+        model = ModelFile(
+            file=f"model.{claim.model.format}", format=cast(ModelFormat, claim.model.format), sha256=claim.model.sha256
+        )
+        _download(storage, claim.model.sha256, claim.model.size_bytes, directory / "in" / model.file)
+    datasets = []
+    for number, stored in enumerate(claim.datasets):
+        name = f"data{number}.{stored.format}"
+        _download(storage, stored.sha256, stored.size_bytes, directory / "in" / name)
+        data_format = cast(DatasetFormat, stored.format)
+        datasets.append(DatasetFile(id=stored.id, file=name, format=data_format, sha256=stored.sha256))
+    return model, tuple(datasets)
+
+
+def _download(storage: Storage, sha256: str, size_bytes: int, path: Path) -> None:
+    storage.download(sha256, size_bytes, path)
+    path.chmod(0o644)
+
+
+def place_artifacts(source: Path, directory: Path, names: tuple[str, ...]) -> None:
+    """Copy one engine's artifacts to the input of the engine that reloads them."""
+    for name in names:
+        path = directory / "in" / name
+        shutil.copyfile(source / "out" / "artifacts" / name, path, follow_symlinks=False)
+        path.chmod(0o644)
+
+
+def write_plan(directory: Path, plan: Plan) -> None:
+    """Write the plan, the last file before the engine may begin."""
+    path = directory / "in" / "plan.json"
+    path.write_text(plan.model_dump_json())
+    path.chmod(0o644)
+
+
+def read_result(directory: Path, action: str) -> EngineResult:
+    """Read and check out/result.json; raises AttemptFailed."""
+    try:
+        handle = _open_plain(directory / "out", "result.json")
+    except FileNotFoundError:
+        raise AttemptFailed(defect("no_result", "the engine ended without an error and without a result")) from None
+    except OSError as error:
+        raise AttemptFailed(defect("bad_result", f"result.json is not a plain file: {error.strerror}")) from None
+    with os.fdopen(handle, "rb") as file:
+        text = file.read(MAX_RESULT_BYTES + 1)
+    if len(text) > MAX_RESULT_BYTES:
+        raise AttemptFailed(defect("bad_result", f"result.json has more than {MAX_RESULT_BYTES} bytes"))
+    try:
+        result = EngineResult.model_validate_json(text)
+    except (ValidationError, RecursionError) as error:
+        lines = str(error).splitlines()
+        raise AttemptFailed(
+            defect("bad_result", f"result.json is not a result: {' '.join(lines[:6])}"[:2000])
+        ) from None
+    if result.error is None:
+        _check_parts(result, action)
+    return result
+
+
+def _check_parts(result: EngineResult, action: str) -> None:
+    expected = {
+        "check_model": result.model is not None,
+        "check_dataset": result.dataset is not None,
+        "optimize": result.metrics is not None and bool(result.artifacts),
+        "verify": True,
+    }
+    if not expected[action]:
+        raise AttemptFailed(defect("bad_result", f"the result of {action} lacks its parts"))
+    names = [artifact.name for artifact in result.artifacts]
+    if len(set(names)) != len(names):
+        raise AttemptFailed(defect("bad_result", "the result names an artifact twice"))
+
+
+def check_artifacts(directory: Path, result: EngineResult, max_bytes: int) -> None:
+    """Check that each named artifact is a plain file with the size and digest that the result claims."""
+    for artifact in result.artifacts:
+        try:
+            handle = _open_plain(directory / "out", "artifacts", artifact.name)
+        except OSError as error:
+            detail = f"artifact {artifact.name} is not a plain file: {error.strerror}"
+            raise AttemptFailed(defect("bad_artifact", detail)) from None
+        with os.fdopen(handle, "rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            if size_bytes > max_bytes:
+                detail = f"artifact {artifact.name} has {size_bytes} bytes; the limit is {max_bytes}"
+                raise AttemptFailed(defect("artifact_too_large", detail))
+            digest = hashlib.sha256()
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+        if (size_bytes, digest.hexdigest()) != (artifact.size_bytes, artifact.sha256):
+            detail = f"artifact {artifact.name} is not what the result claims: {size_bytes} bytes, {digest.hexdigest()}"
+            raise AttemptFailed(defect("bad_artifact", detail))
+
+
+def _open_plain(directory: Path, *names: str) -> int:
+    """Open a regular file below `directory` without following any link."""
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    for name in names[:-1]:
+        inner = _open_below(folder, name, os.O_RDONLY | os.O_DIRECTORY)
+        folder = inner
+    handle = _open_below(folder, names[-1], os.O_RDONLY | os.O_NONBLOCK)
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(handle)
+        raise OSError(0, "a link, pipe, folder or device")
+    return handle
+
+
+def _open_below(folder: int, name: str, flags: int) -> int:
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def measure_disk(directory: Path) -> tuple[int, int]:
+    """Return the bytes and the number of files that an engine has written, links not followed."""
+    size_bytes = num_files = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            num_files += 1
+            try:
+                size_bytes += (Path(folder) / name).lstat().st_blocks * 512
+            except FileNotFoundError:
+                continue
+        if num_files > _MAX_FILES:
+            break
+    return size_bytes, num_files
+
+
+def check_disk(directory: Path, max_bytes: int) -> None:
+    """Raise AttemptFailed where the engine has written too much."""
+    size_bytes = num_files = 0
+    for name in ("out", "tmp"):
+        part_bytes, part_files = measure_disk(directory / name)
+        size_bytes, num_files = size_bytes + part_bytes, num_files + part_files
+    if size_bytes > max_bytes or num_files > _MAX_FILES:
+        raise AttemptFailed(
+            EngineError(
+                code="disk_limit_exceeded",
+                detail=f"the engine wrote {size_bytes} bytes in {num_files} files; the limits are {max_bytes} bytes "
+                f"and {_MAX_FILES} files",
+                fix="Ask for fewer output formats, or raise PARE_WORKER_MAX_DISK_BYTES.",
+            )
+        )

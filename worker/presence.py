@@ -1,0 +1,82 @@
+"""A worker's row in the database: who it is, what it can do, and that it is alive."""
+
+import os
+import platform
+import secrets
+import socket
+import threading
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+
+from app.db.session import Database
+from app.errors import PareError
+from app.jobs import register_worker, remove_worker, touch_worker
+from worker.sandbox.isolation import Isolation
+
+QUEUE = "pare"
+_log = structlog.get_logger(__name__)
+
+
+def new_worker_id() -> str:
+    """Return a name that no other worker process has, now or later."""
+    host = "".join(letter for letter in socket.gethostname() if letter.isalnum() or letter in "-.")[:40]
+    return f"{host or 'worker'}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def describe_worker(isolation: Isolation, accepts_jobs: bool) -> dict[str, Any]:
+    """Return the facts that health and GET /v1/workers show."""
+    return {
+        "device": "cpu",
+        "num_cores": os.cpu_count() or 1,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "machine": platform.machine(),
+        "isolation": isolation.layers,
+        "isolation_method": isolation.method,
+        "isolation_problems": [problem[:300] for problem in isolation.problems],
+        "accepts_jobs": accepts_jobs,
+        "versions": {name: _version(name) for name in ("pare", "torch", "onnxruntime", "celery")},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)  # reads the package's metadata; the package is not imported
+    except PackageNotFoundError:
+        return None
+
+
+class Presence(threading.Thread):
+    """Registers the worker and says again and again that it lives."""
+
+    def __init__(self, database: Database, worker_id: str, facts: dict[str, Any], interval_seconds: float) -> None:
+        super().__init__(name="presence", daemon=True)
+        self._database = database
+        self._worker_id = worker_id
+        self._facts = facts
+        self._interval_seconds = interval_seconds
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Go on until stopped; a database that is away is tried again."""
+        while True:
+            try:
+                with self._database.session() as session:
+                    if not touch_worker(session, self._worker_id):
+                        host = socket.gethostname()[:255]
+                        register_worker(session, self._worker_id, host=host, queue=QUEUE, facts=self._facts)
+            except PareError as error:
+                _log.warning("the worker cannot say that it is alive", error=error.code)
+            if self._ended.wait(self._interval_seconds):
+                return
+
+    def end(self) -> None:
+        """Stop and take the row away."""
+        self._ended.set()
+        self.join(5)
+        try:
+            with self._database.session() as session:
+                remove_worker(session, self._worker_id)
+        except PareError as error:
+            _log.warning("the worker could not sign off", error=error.code)

@@ -1,0 +1,160 @@
+"""Start a command in a sandbox around one job directory, and hold the ties to it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker.sandbox import bubblewrap, namespaces
+from worker.sandbox.isolation import Isolation, Limits
+from worker.sandbox.layout import PROJECT, environment, readable_paths, system_links
+
+JOB = "/job"
+_FIRST_USER, _NUM_USERS = 61184, 4336  # the range that systemd sets aside for users without a name
+_END_SECONDS = 5.0
+
+
+class SandboxProcess:
+    """A running sandbox. `terminate` asks, `kill` ends everything in it; neither needs to know process ids inside."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", control: int) -> None:
+        self.process = process
+        self._control: int | None = control
+
+    @property
+    def pid(self) -> int:
+        """The outermost process."""
+        return self.process.pid
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the engine."""
+        if self._control is not None:
+            with contextlib.suppress(OSError):
+                os.write(self._control, b"T")
+
+    def kill(self, isolated: bool) -> int:
+        """End every process of the sandbox and return the exit status."""
+        if self._control is not None:
+            os.close(self._control)
+            self._control = None
+        if not isolated:
+            # There is no namespace that the kernel would empty for us: let the launcher kill what it adopted.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_SECONDS)
+        self.process.kill()
+        return self.process.wait()
+
+    def exit_status(self) -> int | None:
+        """Return None while it runs, then the engine's status; 128 + n when signal n ended it."""
+        status = self.process.poll()
+        return status if status is None or status >= 0 else 128 - status
+
+
+def make_directories(directory: Path, isolation: Isolation) -> int | None:
+    """Make the job directory's parts with the owners they need; return the engine's user, None for our own."""
+    user = None
+    if isolation.own_user:
+        digest = hashlib.sha256(os.fsencode(directory)).digest()
+        user = _FIRST_USER + int.from_bytes(digest[:4], "big") % _NUM_USERS
+    directory.mkdir(parents=True, mode=0o700)
+    for name in ("in", "out", "tmp", "root"):
+        part = directory / name
+        part.mkdir()
+        part.chmod(0o755 if name in ("in", "root") else 0o700)
+    if user is not None:
+        os.chown(directory / "out", user, user)
+        os.chown(directory / "tmp", user, user)
+    return user
+
+
+def start(
+    isolation: Isolation,
+    directory: Path,
+    command: Sequence[str],
+    limits: Limits,
+    *,
+    num_threads: int | None = None,
+    extra_readable: Sequence[Path] = (),
+) -> SandboxProcess:
+    """Start `command` around a new job directory. In it, the text "{job}" stands for the directory's path inside.
+
+    The kernel ties the sandbox's life to the calling THREAD: call from one that lives as long as the sandbox may.
+    """
+    job = str(directory.resolve())
+    user = make_directories(directory, isolation)
+    inside = JOB if isolation.isolates else job
+    scratch = "/tmp" if isolation.isolates else f"{job}/tmp"
+    extra = tuple(str(path.resolve()) for path in extra_readable)
+    read = [*readable_paths(), *extra]
+    control_read, control_write = os.pipe()
+    confined = isolation.method == "namespaces"
+    root = {"mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job}
+    spec = {
+        "root": {**root, "shared_proc": isolation.shared_proc} if confined else None,
+        "user": user,
+        "limits": limits.as_rlimits(isolation),
+        "landlock": _landlock(read, inside, isolation) if isolation.landlock else None,
+        "seccomp": isolation.seccomp,
+        "drop_capabilities": user is None and (confined or (isolation.method == "none" and os.getuid() == 0)),
+        "parent_death": isolation.method == "none",
+        "linux": isolation.linux,
+        "control": control_read,
+    }
+    line = [sys.executable, "-S", "-m", "worker.sandbox.launcher", json.dumps(spec)]
+    line += [word.replace("{job}", inside) for word in command]
+    if isolation.method == "bubblewrap":
+        line = [*bubblewrap.wrap(isolation, job, extra), *line]
+    elif confined:
+        line = [*namespaces.wrap(isolation), *line]
+    try:
+        process = subprocess.Popen(
+            line,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(scratch, num_threads),
+            cwd="/",
+            pass_fds=(control_read,),
+            start_new_session=True,
+            bufsize=0,
+        )
+    except BaseException:
+        os.close(control_write)
+        raise
+    finally:
+        os.close(control_read)
+    return SandboxProcess(process, control_write)
+
+
+def _landlock(read: list[str], inside: str, isolation: Isolation) -> dict[str, list[str]]:
+    own = [f"{inside}/out", f"{inside}/tmp"]
+    devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "shm")]
+    scratch = ["/tmp", *devices] if isolation.isolates else devices[:-1]
+    # Python lists every folder of its path. Where a mount namespace hides the rest, all that is left may be listed.
+    listed = ["/"] if isolation.isolates else [str(PROJECT)]
+    return {"listed": listed, "read": [*read, "/proc", f"{inside}/in"], "write": [*own, *scratch]}
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a job directory, whatever modes its last user gave the folders in it."""
+    for _ in range(50):
+        shutil.rmtree(directory, onerror=_open_and_retry)
+        if not directory.exists():
+            return
+        time.sleep(0.05)
+
+
+def _open_and_retry(function: object, path: str, error: object) -> None:  # noqa: ARG001 - rmtree's signature
+    with contextlib.suppress(OSError):
+        parent = Path(path).parent
+        parent.chmod(0o700)
+        if Path(path).is_dir() and not Path(path).is_symlink():
+            Path(path).chmod(0o700)
+        else:
+            Path(path).unlink()

@@ -1,0 +1,85 @@
+"""One Celery child process: the supervisor with all it needs, made after the fork and taken down at the end."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+from app.db.session import Database
+from app.settings import Settings
+from app.storage import open_storage
+from worker.engine_process import EngineFactory
+from worker.presence import Presence, describe_worker, new_worker_id
+from worker.sandbox.detect import detect
+from worker.settings import WorkerSettings
+from worker.standby import Standby
+from worker.supervisor import Supervisor
+from worker.workspace import Workspace
+
+_LOOK_SECONDS, _LAST_SECONDS = 0.2, 10.0
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one running job."""
+
+    supervisor: Supervisor
+    presence: Presence
+    workspace: Workspace
+
+    def close(self) -> None:
+        """Sign off and leave nothing behind."""
+        self.supervisor.stopping.set()
+        self.supervisor.standby.close()
+        self.workspace.remove()
+        self.presence.end()
+        self.supervisor.database.dispose()
+
+
+def open_slot(settings: Settings, worker: WorkerSettings) -> Slot:
+    """Connect, make the directory, warm the first engine, register."""
+    worker_id = new_worker_id()
+    isolation = detect(settings.isolation)
+    database = Database(settings.database_url)
+    workspace = Workspace(settings.data_dir / "work", worker_id)
+    standby = Standby(EngineFactory(settings, worker, isolation, workspace.path), keep_warm=worker.standby)
+    supervisor = Supervisor(
+        database, open_storage(settings.storage_url), settings, worker, isolation, standby, worker_id
+    )
+    facts = describe_worker(isolation, supervisor.accepts_jobs)
+    presence = Presence(database, worker_id, facts, min(settings.heartbeat_seconds, settings.worker_seen_seconds / 4))
+    presence.start()
+    if supervisor.accepts_jobs:
+        standby.open()
+    return Slot(supervisor, presence, workspace)
+
+
+def give_back_on_signals(slot: Slot) -> None:
+    """In a child that takes a job: when told to stop, give it back. Celery sets its own handlers after the fork."""
+
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001 - the signature of a handler
+        slot.supervisor.stopping.set()
+        if not slot.supervisor.busy:
+            slot.close()
+            os._exit(0)
+
+    # Celery, told by REMAP_SIGTERM to stop softly, ends its children with SIGQUIT.
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, stop)
+
+
+def follow_parent(slot: Slot) -> None:
+    """In a child: end when the parent is gone, however it ended, but give a running job back first."""
+    threading.Thread(target=_outlive, args=(slot, os.getppid()), name="parent", daemon=True).start()
+
+
+def _outlive(slot: Slot, parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    slot.supervisor.stopping.set()
+    end = time.monotonic() + _LAST_SECONDS
+    while slot.supervisor.busy and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+    slot.close()
+    os._exit(1)

@@ -1,0 +1,64 @@
+"""Runs jobs for one worker process: claims what a hint names, where jobs may run at all."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import structlog
+
+from app.db.session import Database
+from app.jobs import claim
+from app.settings import Settings
+from app.storage import Storage
+from worker.attempt import Attempt
+from worker.sandbox.isolation import Isolation
+from worker.settings import WorkerSettings
+from worker.standby import Standby
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Supervisor:
+    """Runs jobs one after the other for one worker."""
+
+    database: Database
+    storage: Storage
+    settings: Settings
+    worker: WorkerSettings
+    isolation: Isolation
+    standby: Standby
+    worker_id: str
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the worker stops: a running job is given back."""
+    busy: bool = False
+    """Whether a job runs, from before its claim until nothing of it is left."""
+    first_line_seconds: list[float] = field(default_factory=list)
+    """From claim to the engine's first line, for each job; the benchmark reads it."""
+
+    @property
+    def accepts_jobs(self) -> bool:
+        """Whether jobs may run here: isolated, or where everything serves a single user."""
+        return self.isolation.isolates or self.worker.single_user
+
+    def run(self, job_id: str) -> bool:
+        """Claim the job and see it through; return False where there was nothing to do."""
+        if not self.accepts_jobs:
+            _log.warning("job left waiting: no isolation works here", job_id=job_id, problems=self.isolation.problems)
+            return False
+        self.busy = True
+        try:
+            return not self.stopping.is_set() and self._run(job_id)
+        finally:
+            self.busy = False
+
+    def _run(self, job_id: str) -> bool:
+        claimed_at = time.monotonic()
+        with self.database.session() as session:
+            held = claim(session, job_id, self.worker_id, self.settings.lease_seconds)
+        if held is None:
+            _log.info("nothing to do", job_id=job_id)
+            return False
+        _log.info("claimed", job_id=job_id, attempt=held.attempt, epoch=held.epoch, action=held.action)
+        Attempt(self, held, claimed_at).run()
+        return True
