@@ -15,6 +15,7 @@
         BlobMissing            stored bytes are gone
       Unavailable              a part the service depends on does not answer
         SchemaMissing          the database was never migrated, or not far enough
+        IsolationMissing       no worker can keep strangers' models away from its machine
       ConfigurationError       a setting that the service cannot work with
 
 The docstring of a class is its default message; `detail` holds the values.
@@ -161,6 +162,13 @@ class SchemaMissing(Unavailable):
 
     code = "schema_missing"
     fix = "Run the migrations: python -m app.db"
+
+
+class IsolationMissing(Unavailable):
+    """The workers refuse jobs, because nothing on their machines can isolate them."""
+
+    code = "isolation_unavailable"
+    fix = "Install bubblewrap on the workers or allow unprivileged user namespaces; GET /v1/workers says what failed."
 
 
 class ConfigurationError(PareError):

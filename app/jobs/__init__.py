@@ -9,7 +9,14 @@ from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
 from app.jobs.outbox import Hint, mark_sent, relay_outbox, sweep_unpublished, take_outbox
 from app.jobs.reap import reap_expired
 from app.jobs.submit import submit_job, validate_submission
-from app.jobs.workers import forget_workers, list_workers, register_worker, remove_worker, touch_worker
+from app.jobs.workers import (
+    accepts_jobs,
+    forget_workers,
+    list_workers,
+    register_worker,
+    remove_worker,
+    touch_worker,
+)
 
 __all__ = [
     "MOVES",
@@ -19,6 +26,7 @@ __all__ = [
     "Hint",
     "State",
     "StoredFile",
+    "accepts_jobs",
     "append_event",
     "cancel_job",
     "check_move",

@@ -11,6 +11,7 @@ from app.ids import new_id
 from app.jobs.claim import NO_PROGRESS
 from app.jobs.lifecycle import State, describe_state, write_event
 from app.jobs.outbox import enqueue
+from app.jobs.workers import require_isolation
 from app.recipes.plan import EngineError
 from app.settings import Settings
 
@@ -24,6 +25,7 @@ def queue_check(
 ) -> JobRow:
     """Queue the check of one upload, in the transaction that inserts it."""
     assert (model_id is None) != (dataset_id is None), "a check is of a model or of a dataset"
+    require_isolation(session, settings.worker_seen_seconds)
     return queue_job(
         session,
         owner=owner,

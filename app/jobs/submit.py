@@ -9,6 +9,7 @@ from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.errors import Conflict, InvalidRequest, NotReady, Problem
 from app.jobs.checks import CHECKING, REJECTED, queue_job
 from app.jobs.validate import find_problems
+from app.jobs.workers import require_isolation
 from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.recipe import Recipe
 from app.settings import Settings
@@ -28,6 +29,7 @@ def submit_job(
     deadline_seconds: int | None,
 ) -> JobRow:
     """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked."""
+    require_isolation(session, settings.worker_seen_seconds)
     validate_submission(
         session, settings, owner=owner, model_id=model_id, recipe=recipe, deadline_seconds=deadline_seconds, lock=True
     )

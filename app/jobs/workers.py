@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.tables import WorkerRow
+from app.errors import IsolationMissing
 
 
 def register_worker(session: Session, worker_id: str, *, host: str, queue: str, facts: dict[str, Any]) -> WorkerRow:
@@ -34,6 +35,18 @@ def list_workers(session: Session, seen_within_seconds: float) -> list[WorkerRow
     """Return the workers seen lately, oldest first."""
     query = select(WorkerRow).where(_seen_after(seen_within_seconds)).order_by(WorkerRow.started_at, WorkerRow.id)
     return list(session.scalars(query))
+
+
+def accepts_jobs(worker: WorkerRow) -> bool:
+    """Return whether the worker takes jobs; one that cannot isolate them does not."""
+    return bool(worker.facts.get("accepts_jobs", True))
+
+
+def require_isolation(session: Session, seen_within_seconds: float) -> None:
+    """Raise IsolationMissing where workers are there and all of them refuse; with none there yet, work may wait."""
+    workers = list_workers(session, seen_within_seconds)
+    if workers and not any(accepts_jobs(worker) for worker in workers):
+        raise IsolationMissing
 
 
 def remove_worker(session: Session, worker_id: str) -> None:

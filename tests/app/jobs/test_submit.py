@@ -7,8 +7,10 @@ from sqlalchemy import func, select
 
 from app import jobs
 from app.db.tables import Base, EventRow, JobRow, OutboxRow
-from app.errors import Conflict, InvalidRequest, NotReady
+from app.errors import Conflict, InvalidRequest, IsolationMissing, NotReady
+from app.jobs.uploads import add_model
 from app.recipes.recipe import Recipe
+from app.storage.base import Blob
 from tests.app.jobs.world import World, dataset_facts
 
 
@@ -94,3 +96,20 @@ def test_check_names_exactly_one_upload(world: World) -> None:
         world.check()
     with pytest.raises(AssertionError, match="of a model or of a dataset"):
         world.check(model_id=world.model_id, dataset_id=world.add_dataset())
+
+
+def test_work_is_refused_where_no_worker_can_isolate_it(world: World) -> None:
+    def register(name: str, accepts: bool) -> None:
+        with world.database.session() as session:
+            jobs.register_worker(session, name, host="node", queue="pare", facts={"accepts_jobs": accepts})
+
+    register("bare", False)
+    with pytest.raises(IsolationMissing) as caught:
+        world.submit()
+    assert (caught.value.code, caught.value.retryable) == ("isolation_unavailable", True)
+    blob = Blob("0" * 64, 1)
+    with pytest.raises(IsolationMissing), world.database.session() as session:
+        add_model(session, world.settings, owner="local", name="m", format="pt2", blob=blob)
+    assert [count(world, table) for table in (JobRow, OutboxRow)] == [0, 0]
+    register("walled", True)
+    assert world.job(world.submit()).state == "queued"
