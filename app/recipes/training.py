@@ -31,7 +31,7 @@ class Finetune(BaseStep):
     gradient_clip_norm: float | None = Field(1.0, gt=0)
     """Clip the global gradient norm to this; null switches it off."""
     keep_best: bool = True
-    """Keep the weights of the epoch with the best quality on held-out examples, the start included."""
+    """Keep the weights of the best epoch, the start included, judged on a tenth of the training rows set apart."""
 
     family: ClassVar[str] = "training"
     summary: ClassVar[str] = "Recovers quality on labelled data; pruned weights stay pruned."

@@ -1,12 +1,12 @@
 """Why the engine refuses or fails; each becomes the `error` of result.json.
 
-    EngineFailure              code, detail, fix, retryable
-      ModelRejected            the uploaded model is malformed, hostile or uses what Pare cannot import
-      DatasetRejected          the uploaded dataset is malformed or hostile
-      RecipeRefused            the recipe does not fit this model or this data
-      StepFailed               a technique could not do its work on this model
-      ExportFailed             the result could not be written in a format
-      VerificationFailed       a written artifact does not reproduce the outputs it was made with
+EngineFailure              code, detail, fix, retryable
+  ModelRejected            the uploaded model is malformed, hostile or uses what Pare cannot import
+  DatasetRejected          the uploaded dataset is malformed or hostile
+  RecipeRefused            the recipe does not fit this model or this data
+  StepFailed               a technique could not do its work on this model
+  ExportFailed             the result could not be written in a format
+  VerificationFailed       a written artifact does not reproduce the outputs it was made with
 """
 
 

@@ -88,8 +88,8 @@ def test_it_recovers_what_structured_pruning_cost(optimizer: str, digits: tuple[
     recovered = accuracy(small, examples)
     assert pruned < 0.9
     assert recovered > 0.93
-    assert outcome.facts["quality_before"] == pytest.approx(pruned)
-    assert outcome.facts["quality_after"] == pytest.approx(recovered)
+    assert outcome.facts["quality_before"] < outcome.facts["quality_after"]  # type: ignore[operator]
+    assert outcome.facts["quality_after"] == pytest.approx(accuracy(small, examples.set_apart()))
     assert outcome.facts["epochs_run"] == 5
 
 

@@ -101,6 +101,26 @@ def test_every_row_is_in_exactly_one_part_and_seen_once_an_epoch(
     assert torch.cat([i[0] for i, _ in again.training_batches(batch, seed=5)]).flatten().tolist() == seen
 
 
+def read_rows(examples: BoundExamples) -> tuple[set[float], set[float]]:
+    """Return the values of the only column in the training and in the held-out part."""
+    training = [i[0] for i, _ in examples.training_batches(64, seed=0)]
+    held_out = [i[0] for i, _ in examples.evaluation_batches(64)]
+    return set(torch.cat(training).flatten().tolist()), set(torch.cat(held_out).flatten().tolist())
+
+
+def test_rows_to_choose_by_are_neither_trained_on_nor_measured(tmp_path: Path) -> None:
+    table: dict[str, np.ndarray] = {"x": np.arange(100, dtype=np.float32)[:, None], "y": np.arange(100) % 3}
+    options: dict[str, Any] = {"task": "classification", "label_column": "y"}
+    examples = open_table(tmp_path, table, signature(facts("x", ["batch", 1])), **options)
+    training, measured = read_rows(examples)
+    trained, chosen_by = read_rows(examples.set_apart())
+    assert (len(trained), len(chosen_by)) == (72, 8)
+    assert trained | chosen_by == training
+    assert not chosen_by & (trained | measured)
+    assert read_rows(examples.set_apart()) == (trained, chosen_by)  # the same rows in every step
+    assert read_rows(examples) == (training, measured)
+
+
 def test_seeds_change_the_order_and_the_split(tmp_path: Path) -> None:
     table: dict[str, np.ndarray] = {"x": np.arange(50, dtype=np.float32)[:, None]}
     model = signature(facts("x", ["batch", 1]))

@@ -95,7 +95,8 @@ def test_it_learns_real_digits(examples: BoundExamples, optimizer: str) -> None:
     assert trained.quality_before.value < 0.3
     assert trained.quality_after.value > 0.9
     assert trained.last_loss < trained.first_loss / 3
-    assert (trained.epochs_run, trained.steps_run) == (4, 4 * (examples.num_training // 64))
+    assert (trained.epochs_run, trained.steps_run) == (4, 4 * (trained.num_training // 64))
+    assert trained.num_training == examples.set_apart().num_training < examples.num_training
     assert not any(layer.training for layer in program.module.modules())
     fractions = [fraction for fraction, _, _ in reports]
     assert fractions == sorted(fractions)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from app.recipes.facts import TensorFacts
+from worker.engine.programs.example_inputs import make_inputs
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Signature:
     """The fixed batch size, or None where the batch may vary."""
     dynamic_ranges: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     """Variable size -> smallest and largest allowed value (None: unbounded)."""
+    example_sizes: dict[str, int] = field(default_factory=dict)
+    """Variable size -> the value it had when the program was exported; what it is measured at, the batch aside."""
 
 
 @dataclass
@@ -46,8 +49,8 @@ class Program:
         )
 
     def example_inputs(self, batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """Return random inputs of the signature: normal floats, small non-negative integers, alternating booleans."""
-        raise NotImplementedError  # programs helper
+        """Return random inputs of the signature: normal floats, valid indices, alternating ones and zeros for masks."""
+        return make_inputs(self, batch_size, seed)
 
     def apply_masks(self) -> None:
         """Set every masked weight to zero, in place."""

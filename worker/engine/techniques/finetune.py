@@ -38,7 +38,7 @@ def run(program: Program, step: Finetune, context: Context) -> Outcome:
     if step.keep_best and trained.best_epoch == 0:
         warnings.append(
             f"Fine-tuning found nothing better than its start ({before.metric} {before.value:.4g} on "
-            f"{before.num_examples} held-out examples) in {trained.epochs_run} epochs, so the start was kept."
+            f"{before.num_examples} examples set apart) in {trained.epochs_run} epochs, so the start was kept."
         )
     elif not step.keep_best and is_better(before, after):
         warnings.append(
@@ -61,7 +61,8 @@ def run(program: Program, step: Finetune, context: Context) -> Outcome:
             "quality_after": after.value,
             "first_loss": trained.first_loss,
             "last_loss": trained.last_loss,
-            "training_examples": examples.num_training,
+            "training_examples": trained.num_training,
+            "choosing_examples": before.num_examples if step.keep_best else 0,
         },
         warnings=tuple(warnings),
     )

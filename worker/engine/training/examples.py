@@ -1,5 +1,6 @@
 """A recipe's data bound to a model: batches of model inputs and labels, read from disk as they are needed."""
 
+import copy
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from worker.engine.training.datasets import map_column, read_columns
 from worker.engine.training.losses import compute_loss
 
 Batch = tuple[tuple[Tensor, ...], Tensor | None]
+
+CHOOSING_FRACTION = 0.1
+MAX_CHOOSING_EXAMPLES = 2000
 
 
 class BoundExamples:
@@ -90,6 +94,28 @@ class BoundExamples:
                 chosen = np.concatenate([chosen, np.repeat(chosen[-1:], size - num_rows)])
             inputs, labels = _batch(self._evaluation, chosen)
             yield inputs, labels, num_rows
+
+    def set_apart(self) -> "BoundExamples":
+        """Return examples whose held-out part is a tenth of the training rows, for choosing among results.
+
+        Whoever chooses by the rows that are measured in the end reports a number that is too good. With too few rows
+        for two parts, all training rows serve both ends.
+        """
+        num_choosing = min(round(self.num_training * CHOOSING_FRACTION), MAX_CHOOSING_EXAMPLES)
+        if num_choosing == 0 or self.num_training - num_choosing < (self.fixed_batch or 1):
+            return self._with_rows(self._training_rows, self._training_rows)
+        # No seed of the step: every step of a recipe must set the same rows apart, or a later one chooses by rows that
+        # an earlier one trained on.
+        shuffled = np.random.default_rng(0).permutation(self._training_rows)
+        choosing, rest = np.sort(shuffled[:num_choosing]), np.sort(shuffled[num_choosing:])
+        return self._with_rows(rest, choosing)
+
+    def _with_rows(self, training_rows: np.ndarray, choosing_rows: np.ndarray) -> "BoundExamples":
+        part = copy.copy(self)
+        part.num_training, part.num_evaluation = len(training_rows), len(choosing_rows)
+        part._training_rows, part._evaluation_rows = training_rows, choosing_rows
+        part._evaluation = self._training
+        return part
 
     def _batch_size(self, asked: int) -> int:
         if self.fixed_batch is not None:

@@ -59,8 +59,11 @@ class Trained:
     steps_run: int
     best_epoch: int
     quality_before: Quality
+    """On the rows set apart for choosing (`keep_best`), else on the held-out ones."""
     quality_after: Quality
-    """Of the weights that were kept."""
+    """Of the weights that were kept, on the same rows."""
+    num_training: int
+    """Rows trained on."""
     first_loss: float
     last_loss: float
 
@@ -87,7 +90,12 @@ def train(
     report: Callable[..., None],
     loss: Loss | None = None,
 ) -> Trained:
-    """Train the program's module in place and leave it in eval mode. Without `loss`, the task's own is used."""
+    """Train the program's module in place and leave it in eval mode. Without `loss`, the task's own is used.
+
+    With `keep_best`, a tenth of the training rows is set apart to choose by; the held-out rows are never looked at.
+    """
+    if settings.keep_best:
+        examples = examples.set_apart()
     compute_loss = loss or (lambda outputs, _, labels: examples.loss(outputs, _labels(labels)))
     module = program.module
     steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=_drops_last(examples, settings))
@@ -140,6 +148,7 @@ def train(
         best_epoch=run.best_epoch,
         quality_before=before,
         quality_after=run.best_quality,
+        num_training=examples.num_training,
         first_loss=first_loss,
         last_loss=last_loss,
     )

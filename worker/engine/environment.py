@@ -1,0 +1,61 @@
+"""The machine and the versions that the numbers come from, and the settings that make runs repeatable."""
+
+import os
+import platform
+import random
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.recipes.metrics import Environment
+from app.recipes.plan import Plan
+
+PACKAGES = ("pare", "torch", "torch-pruning", "numpy", "onnx", "onnxscript", "onnxruntime", "safetensors")
+
+
+def make_repeatable(num_threads: int, seed: int) -> None:
+    """Fix threads, seeds and the choice of algorithms, so that the same work gives the same bytes."""
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True)
+    seed_everything(seed)
+
+
+def seed_everything(seed: int) -> None:
+    """Start every random generator that torch or a library may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def describe_environment(plan: Plan) -> Environment:
+    """Return where a job with this plan is measured."""
+    assert plan.recipe is not None
+    target = plan.recipe.target
+    return Environment(
+        processor=_processor(),
+        num_cores=_num_cores(),
+        runtime=target.runtime,
+        num_threads=target.num_threads,
+        versions=versions(),
+        isolation=plan.isolation,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of what writes or runs artifacts."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,142 @@
+"""The action `optimize`: open the model, keep its baseline, run the steps, export, measure both, write artifacts."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from app.recipes.base import Form
+from app.recipes.metrics import Metrics
+from app.recipes.plan import EngineResult, Plan
+from app.recipes.recipe import Format, Recipe, Target
+from worker.engine.artifacts import write_artifacts
+from worker.engine.environment import describe_environment
+from worker.engine.measure.compare import compare_layers
+from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
+from worker.engine.measure.macs import count_macs
+from worker.engine.measure.pair import Subject, measure_pair
+from worker.engine.measure.runtimes import Runtime
+from worker.engine.measure.size import count_nonzero_by_layer, count_parameters
+from worker.engine.measure.verdict import judge
+from worker.engine.programs.describe import describe
+from worker.engine.programs.export_onnx import export_onnx
+from worker.engine.programs.export_pt2 import export_pt2
+from worker.engine.programs.export_safetensors import export_safetensors
+from worker.engine.programs.intake import open_program
+from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.progress import Reporter, Stage
+from worker.engine.steps import expect_steps, run_steps
+from worker.engine.training.examples import BoundExamples, open_examples
+
+EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
+    "onnx": export_onnx,
+    "pt2": export_pt2,
+    "safetensors": export_safetensors,
+}
+RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
+
+
+def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
+    """Run the recipe of the plan on its model and return the metrics and the artifacts."""
+    assert plan.model is not None
+    assert plan.recipe is not None
+    recipe = plan.recipe
+    reporter.expect(
+        [
+            Stage("open_model", 3.0),
+            Stage("baseline", 4.0),
+            *expect_steps(recipe),
+            Stage("export", 4.0),
+            Stage("measure", 8.0),
+            Stage("artifacts", 1.0),
+        ]
+    )
+    scratch = directory / "tmp"
+    reporter.enter("open_model")
+    program = open_program(directory / "in" / plan.model.file, scratch)
+    signature = program.signature
+    batch_size, notes = choose_batch(signature, recipe.target)
+    examples = _open_examples(plan, program, directory)
+
+    reporter.enter("baseline")
+    layers = describe(program, ()).layers
+    original = _write_subject(program, program, recipe.target, scratch / "original")
+
+    made = run_steps(recipe, program, examples, num_threads=plan.num_threads, directory=scratch, reporter=reporter)
+
+    reporter.enter("export")
+    artifacts = directory / "out" / "artifacts"
+    artifacts.mkdir(parents=True)
+    _export(made.program, recipe, artifacts, reporter)
+    result = _write_subject(made.program, made.module, recipe.target, scratch / "result", artifacts)
+
+    reporter.enter("measure")
+    inputs = choose_inputs(made.module, examples, batch_size, recipe.seed)
+    pair = measure_pair(
+        original,
+        result,
+        signature,
+        recipe.target,
+        inputs,
+        examples,
+        seed=recipe.seed,
+        directory=scratch,
+        report=reporter.report,
+    )
+    torch.set_num_threads(plan.num_threads)
+    metrics = Metrics(
+        baseline=pair.baseline,
+        result=pair.result,
+        comparison=pair.comparison,
+        steps=tuple(made.steps),
+        layers=compare_layers(layers, describe(made.module, ()).layers, count_nonzero_by_layer(made.module)),
+        verdict=judge(
+            pair.baseline,
+            pair.result,
+            pair.comparison,
+            quality_change_error=pair.quality_change_error,
+            warnings=(*made.warnings, *notes),
+        ),
+        environment=describe_environment(plan),
+    )
+
+    reporter.enter("artifacts")
+    samples = make_sample(made.program, artifacts / "model.onnx", inputs[0])
+    files = write_artifacts(plan, metrics, signature, samples, artifacts, integer=recipe.form is Form.INTEGER)
+    return EngineResult(metrics=metrics, artifacts=files)
+
+
+def _open_examples(plan: Plan, program: Program, directory: Path) -> BoundExamples | None:
+    assert plan.recipe is not None
+    if plan.recipe.data is None:
+        return None
+    files = {each.id: (directory / "in" / each.file, each.format) for each in plan.datasets}
+    unpacked = directory / "tmp" / "examples"
+    unpacked.mkdir()
+    return open_examples(plan.recipe.data, files, program.signature, plan.recipe.seed, unpacked)
+
+
+def _export(program: Program | OnnxProgram, recipe: Recipe, directory: Path, reporter: Reporter) -> None:
+    for index, form in enumerate(recipe.formats):
+        reporter.report(index / len(recipe.formats), f"model.{form}")
+        path = directory / f"model.{form}"
+        if isinstance(program, OnnxProgram):
+            # A copy: in the sandbox, tmp and out lie on different file systems, across which nothing can be renamed.
+            shutil.copyfile(program.path, path)
+        else:
+            EXPORTS[form](program, path)
+
+
+def _write_subject(
+    program: Program | OnnxProgram, module: Program, target: Target, stem: Path, artifacts: Path | None = None
+) -> Subject:
+    """Return what is measured: the artifact in the runtime's format, written to `stem` when there is none."""
+    form = RUNTIME_FORMATS[target.runtime]
+    path = artifacts / f"model.{form}" if artifacts else stem.with_suffix(f".{form}")
+    if not path.exists():
+        path = stem.with_suffix(f".{form}")
+        assert isinstance(program, Program), "an OnnxProgram's only format is its artifact"
+        EXPORTS[form](program, path)
+    macs = count_macs(module)
+    return Subject(path, count_parameters(program), macs.total, tuple(macs.uncounted))

@@ -1,0 +1,91 @@
+"""Running the steps of a recipe, one after the other, and counting what each left behind."""
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.recipes.metrics import StepMetrics
+from app.recipes.recipe import Recipe
+from worker.engine.environment import seed_everything
+from worker.engine.measure.macs import count_macs
+from worker.engine.measure.size import count_parameters
+from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.progress import Reporter, Stage
+from worker.engine.techniques.base import Context
+from worker.engine.techniques.registry import TECHNIQUES
+from worker.engine.training.examples import BoundExamples
+
+STEP_WEIGHTS = {"finetune": 12.0, "prune_structured": 5.0, "quantize_int8": 5.0}
+"""Guessed seconds, on the scale of the pipeline's other stages; a kind that is not here counts 1."""
+
+
+@dataclass
+class Made:
+    """What the steps have made so far."""
+
+    program: Program | OnnxProgram
+    module: Program
+    """The last trainable form: `program` itself, or what it was made from when it is an ONNX file."""
+    steps: list[StepMetrics] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def expect_steps(recipe: Recipe) -> list[Stage]:
+    """Return the stages of the steps for the progress."""
+    return [Stage(step.kind, STEP_WEIGHTS.get(step.kind, 1.0), index) for index, step in enumerate(recipe.steps)]
+
+
+def run_steps(
+    recipe: Recipe,
+    program: Program,
+    examples: BoundExamples | None,
+    *,
+    num_threads: int,
+    directory: Path,
+    reporter: Reporter,
+) -> Made:
+    """Apply every step of the recipe to the program, which is changed in place."""
+    made = Made(program, program)
+    for index, step in enumerate(recipe.steps):
+        reporter.enter(step.kind)
+        seed = derive_seed(recipe.seed, index)
+        seed_everything(seed)
+        scratch = directory / f"step_{index}"
+        scratch.mkdir()
+        context = Context(seed, num_threads, scratch, examples, reporter.report)
+        started_at = time.perf_counter()
+        outcome = TECHNIQUES[step.kind].run(made.module, step, context)
+        seconds = time.perf_counter() - started_at
+        made.program = outcome.program
+        if isinstance(outcome.program, Program):
+            made.module = outcome.program
+        made.warnings += outcome.warnings
+        facts = {name: _plain(value) for name, value in outcome.facts.items()}
+        made.steps.append(_count(index, step.kind, seconds, facts, made))
+    return made
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """Return the seed of one step: different for each, and the same in every run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{index}".encode()).digest()[:4], "big") >> 1
+
+
+def _count(
+    index: int, kind: str, seconds: float, facts: dict[str, float | int | str | bool | None], made: Made
+) -> StepMetrics:
+    parameters = count_parameters(made.program)
+    return StepMetrics(
+        index=index,
+        kind=kind,
+        seconds=seconds,
+        facts=facts,
+        parameters=parameters.total,
+        nonzero_parameters=parameters.nonzero,
+        macs=count_macs(made.module).total,
+    )
+
+
+def _plain(value: float | int | str | bool | None) -> float | int | str | bool | None:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
