@@ -8,7 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-.PHONY: help install install-dev demo serve test test-docker lint format bench lock clean
+# `make test PYTEST_ARGS="-k digits -x"` narrows a run; `make serve SERVE_ARGS="--port 9000"` passes options on.
+PYTEST_ARGS ?=
+SERVE_ARGS ?=
+
+.PHONY: help install install-dev demo serve test test-docker test-gpu lint format bench lock wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +34,38 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements/dev.lock
 install: $(VENV)/.installed  ## make .venv with everything that serves and runs jobs
 install-dev: $(VENV)/.installed-dev  ## the same, with what tests and linters need
 
+demo: install  ## train a small CNN, make it smaller through a real service, show before and after
+	$(BIN)/pare demo
+
+serve: install  ## run the whole service on this machine (loopback, data in ./pare-data)
+	$(BIN)/pare serve $(SERVE_ARGS)
+
+test: install-dev  ## all tests that need neither a GPU nor Docker
+	$(BIN)/pytest -m "not docker and not gpu" $(PYTEST_ARGS)
+
+test-gpu: install-dev  ## the tests that need a CUDA device
+	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
+
+test-docker: install-dev  ## build the images, run a job in containers, kill a worker on the way
+	$(BIN)/pytest -m docker --timeout 1500 $(PYTEST_ARGS) tests/docker
+
+lint: install-dev  ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: install-dev  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: install-dev  ## run the benchmarks and print their tables (PARE_BENCH_DATA names a folder with extra models)
+	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean:  ## remove the environment, caches and built files; never data
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
 lock: $(VENV)/.created  ## resolve pyproject.toml again into requirements/*.lock
 	$(PIP) install --quiet 'uv>=0.9'
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -38,3 +74,12 @@ lock: $(VENV)/.created  ## resolve pyproject.toml again into requirements/*.lock
 	$$compile requirements/torch.in --extra queue --extra engine -c requirements/service.lock -o requirements/worker.lock && \
 	$$compile requirements/torch.in --extra demo -c requirements/worker.lock -o requirements/demo.lock && \
 	$$compile requirements/torch.in --extra demo --group dev -c requirements/demo.lock -o requirements/dev.lock
+
+# The Docker build prefers what lies in wheels/: an air-gapped machine, a private index, a chosen torch build are all its content.
+wheels: $(VENV)/.created  ## download into wheels/ what the images install, by this machine's pip configuration
+	# What only an older 3.11 needs is taken as well: the images' Python may be one.
+	sed -E "s/ ; python_full_version < '3\.11\.[0-9]+'//" requirements/worker.lock > wheels/worker.lock
+	$(PIP) download -qq --no-deps --require-hashes --dest wheels -r wheels/worker.lock
+	rm wheels/worker.lock
+	$(PIP) download -qq --dest wheels $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --no-deps $(TORCH)
+	$(PIP) download -qq --dest wheels 'hatchling>=1.27,<2'

@@ -1,0 +1,73 @@
+"""What the pages in docs/ say about settings, files and commands is what the code has."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+
+from app.settings import Settings
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Their default is taken from the machine or from another setting.
+COMPUTED = {"PARE_ENGINE_THREADS": "number of cores", "PARE_DATABASE_URL": "SQLite", "PARE_STORAGE_URL": "files"}
+
+
+def render_settings(settings: type[BaseSettings]) -> list[str]:
+    """Return the rows of the table of docs/operations.md, made from the code."""
+    prefix = settings.model_config.get("env_prefix") or ""
+    rows = []
+    for name, info in settings.model_fields.items():
+        variable = f"{prefix}{name}".upper()
+        default = COMPUTED.get(variable, str(info.default) or "empty")
+        rows.append(f"| `{variable}` | {default} | {info.description} |")
+    return rows
+
+
+@pytest.mark.parametrize("settings", [Settings, WorkerSettings])
+def test_operations_page_lists_every_setting(settings: type[BaseSettings]) -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8").splitlines()
+    missing = [row for row in render_settings(settings) if row not in page]
+    assert missing == [], "add these rows:\n" + "\n".join(missing)
+
+
+def test_operations_page_lists_no_setting_that_is_gone() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    rows = {row.split("`")[1] for settings in (Settings, WorkerSettings) for row in render_settings(settings)}
+    named = set(re.findall(r"`(PARE_[A-Z_]+)`", page))
+    assert sorted(name for name in named - rows if name not in compose) == []
+
+
+def test_environment_example_names_what_compose_reads() -> None:
+    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    example = (ROOT / ".env.example").read_text(encoding="utf-8")
+    offered = set(re.findall(r"^(?:# )?(PARE_[A-Z_]+)=", example, flags=re.MULTILINE))
+    read = set(re.findall(r"\$\{(PARE_[A-Z_]+)", compose))
+    assert sorted(offered - read) == []
+    assert {"PARE_POSTGRES_PASSWORD", "PARE_BROKER_PASSWORD"} <= offered
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_make_targets_named_in_the_pages_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", page.read_text(encoding="utf-8"))}
+    assert sorted(named - targets) == []
+
+
+def test_decisions_are_numbered_once_each_and_complete() -> None:
+    pages = sorted((ROOT / "docs/decisions").glob("[0-9]*.md"))
+    numbers = [page.name[:4] for page in pages]
+    assert numbers == [f"{number:04d}" for number in range(1, len(pages) + 1)]
+    for page in pages:
+        headings = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert headings[:4] == ["Context", "Decision", "Consequences", "Alternatives"], page.name
