@@ -1,1 +1,21 @@
 """The client library and the command line of Pare."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pare.client import Client as Client
+    from pare.errors import PareError as PareError
+    from pare.result import Result as Result
+
+__all__ = ["Client", "PareError", "Result"]
+
+_HOMES = {"Client": "pare.client", "Result": "pare.result", "PareError": "pare.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    # Late, so that `import pare` and the command line's --help stay instant.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pare' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

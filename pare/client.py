@@ -1,0 +1,106 @@
+"""The client: one object for a service, with its nouns as attributes and `optimize` for the whole way."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pare.optimize import DataLike, Optimization
+from pare.progress import ProgressDisplay
+from pare.recipes import RecipeLike
+from pare.resources import Artifacts, Datasets, Jobs, Models, Techniques
+from pare.result import Result
+from pare.transport import Transport
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Client:
+    """A Pare service at `url` (default: the environment's PARE_URL, then http://127.0.0.1:8000)."""
+
+    def __init__(self, url: str | None = None) -> None:
+        self.transport = Transport(url)
+        self.models = Models(self.transport)
+        self.datasets = Datasets(self.transport)
+        self.jobs = Jobs(self.transport)
+        self.techniques = Techniques(self.transport)
+        self.artifacts = Artifacts(self.transport)
+
+    @property
+    def url(self) -> str:
+        """The address of the service."""
+        return self.transport.url
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def health(self) -> dict[str, Any]:
+        """Return what the service says about its parts: {"status": "ready|degraded|unavailable", "checks": ...}."""
+        answer: dict[str, Any] = self.transport.request("GET", "/health/ready", accept_statuses=(503,)).json()
+        return answer
+
+    def optimize(
+        self,
+        model: "nn.Module | str | Path",
+        example_inputs: Any = None,
+        *,
+        recipe: RecipeLike,
+        data: DataLike | None = None,
+        evaluation_data: DataLike | None = None,
+        task: str = "none",
+        label_column: str | None = None,
+        inputs: Mapping[str, str | dict[str, Any]] | None = None,
+        name: str | None = None,
+        dynamic_batch: bool = True,
+        dynamic_shapes: Any = None,
+        labels: dict[str, str] | None = None,
+        timeout_seconds: float | None = None,
+        progress: bool = True,
+    ) -> Result:
+        """Make a model smaller and faster, and return the measured result.
+
+        `model` is a torch.nn.Module (exported with `example_inputs`; it stays as it is), the path of a .pt2 file, or
+        the id of an uploaded model. `recipe` is a whole recipe or only its list of steps. `data` is a dict of equally
+        long arrays, the path of a .npz or .safetensors file, or the id of an uploaded dataset; its columns feed the
+        model inputs of the same name, else in order (see pare.data), else as `inputs` says. With a `task`, the labels
+        are in `label_column`: by default the column y, label or labels. Quality is measured on `evaluation_data`, which
+        has the same columns, or else on a part of `data` that the service holds out.
+
+        Blocks until the job has finished, with progress on stderr. Raises JobFailed or JobCancelled when there is no
+        result. Ctrl-C while the job runs leaves it running and returns a Result to come back to.
+        """
+        optimization = Optimization(self.models, self.datasets, self.jobs, ProgressDisplay(enabled=progress))
+        return optimization.run(
+            model,
+            example_inputs,
+            recipe=recipe,
+            data=data,
+            evaluation_data=evaluation_data,
+            task=task,
+            label_column=label_column,
+            inputs=inputs,
+            name=name,
+            dynamic_batch=dynamic_batch,
+            dynamic_shapes=dynamic_shapes,
+            labels=labels,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def result(self, job_id: str, *, timeout_seconds: float | None = None, progress: bool = True) -> Result:
+        """Come back to a job: wait for it and return its result."""
+        job = self.jobs.get(job_id)
+        if not job.finished:
+            display = ProgressDisplay(enabled=progress)
+            with display:
+                job = self.jobs.wait(job_id, timeout_seconds=timeout_seconds, on_event=display.event)
+        return Result(self.jobs, job)

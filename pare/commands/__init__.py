@@ -1,0 +1,1 @@
+"""The commands of `pare`, one file per noun."""

@@ -1,0 +1,55 @@
+"""Recipes and name=value pairs from the command line."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pare.errors import UsageError
+from pare.recipes import RecipeLike
+
+
+def read_recipe(recipe: str | None, steps: list[str]) -> RecipeLike:
+    """Return the recipe of --recipe (a file, or - for standard input) or the steps of --step."""
+    if (recipe is None) == (not steps):
+        raise UsageError(
+            "give either --recipe or --step", fix="--recipe recipe.json, or --step prune_structured:ratio=0.5"
+        )
+    if recipe is None:
+        return [parse_step(step) for step in steps]
+    try:
+        text = sys.stdin.read() if recipe == "-" else Path(recipe).read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the recipe {recipe}: {error}", fix="It is a JSON file.") from error
+    if not isinstance(content, dict | list):
+        raise UsageError(
+            f"the recipe {recipe} is a JSON {type(content).__name__}", fix='Give {"steps": [...]} or [...].'
+        )
+    return content
+
+
+def parse_step(text: str) -> dict[str, Any]:
+    """Read kind:name=value,name=value; values are JSON where they can be, else text."""
+    kind, _, rest = text.partition(":")
+    return {"kind": kind, **{name: _value(value) for name, value in split_pairs(rest.split(","), "--step").items()}}
+
+
+def split_pairs(pairs: list[str], option: str) -> dict[str, str]:
+    """Read name=value pairs."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not pair:
+            continue
+        if not sign or not name:
+            raise UsageError(f"{option}: {pair!r} is not name=value")
+        found[name] = value
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

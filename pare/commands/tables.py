@@ -1,0 +1,157 @@
+"""Records of the service as tables for people."""
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from pare.records import Dataset, Job, Model, Technique
+from pare.report import human_bytes, verdict_text
+
+
+def grid(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    """Return a table with these rows."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def models_table(models: Iterable[Model]) -> Table:
+    """Return a list of models."""
+    titles = ("id", "name", "state", "size", "parameters", "created")
+    return grid(
+        titles,
+        (
+            (
+                m.id,
+                m.name or "",
+                m.state,
+                human_bytes(m.size_bytes),
+                f"{m.facts.parameters:,}" if m.facts else "",
+                m.created_at,
+            )
+            for m in models
+        ),
+    )
+
+
+def model_page(model: Model) -> RenderableType:
+    """Return one model with what its check found."""
+    parts: list[RenderableType] = [models_table([model])]
+    if model.error is not None:
+        parts.append(f"rejected: {model.error.code}: {model.error.detail}\nfix: {model.error.fix}")
+    if model.facts is not None:
+        facts = model.facts
+        rows = [("input", t.name, t.dtype, str(list(t.shape))) for t in facts.inputs]
+        rows += [("output", t.name, t.dtype, str(list(t.shape))) for t in facts.outputs]
+        parts += ["", grid(("", "name", "dtype", "shape"), rows), ""]
+        parts.append(
+            grid(
+                ("technique", "applies", "layers", "missing"),
+                (
+                    (c.kind, "yes" if c.applicable else "no", str(len(c.layers)), c.missing or "")
+                    for c in facts.capabilities
+                ),
+            )
+        )
+        parts += [f"! {warning}" for warning in facts.warnings]
+    return Group(*parts)
+
+
+def datasets_table(datasets: Iterable[Dataset]) -> Table:
+    """Return a list of datasets."""
+    return grid(
+        ("id", "name", "state", "size", "rows", "created"),
+        (
+            (
+                d.id,
+                d.name or "",
+                d.state,
+                human_bytes(d.size_bytes),
+                f"{d.facts.num_rows:,}" if d.facts else "",
+                d.created_at,
+            )
+            for d in datasets
+        ),
+    )
+
+
+def dataset_page(dataset: Dataset) -> RenderableType:
+    """Return one dataset with its columns."""
+    parts: list[RenderableType] = [datasets_table([dataset])]
+    if dataset.error is not None:
+        parts.append(f"rejected: {dataset.error.code}: {dataset.error.detail}\nfix: {dataset.error.fix}")
+    if dataset.facts is not None:
+        rows = ((c.name, c.dtype, str(list(c.shape))) for c in dataset.facts.columns)
+        parts += ["", grid(("column", "dtype", "shape of a row"), rows)]
+    return Group(*parts)
+
+
+def jobs_table(jobs: Iterable[Job]) -> Table:
+    """Return a list of jobs."""
+    return grid(
+        ("id", "status", "stage", "done", "steps", "verdict", "created"),
+        (
+            (
+                j.id,
+                j.status,
+                j.stage or "",
+                f"{j.progress.fraction:.0%}" if j.progress else "",
+                " ".join(step.get("kind", "?") for step in j.recipe.get("steps", ())),
+                j.verdict.outcome if j.verdict else "",
+                j.created_at,
+            )
+            for j in jobs
+        ),
+    )
+
+
+def job_page(job: Job) -> RenderableType:
+    """Return one job."""
+    facts = [
+        ("id", job.id),
+        ("status", job.status),
+        ("stage", job.stage or ""),
+        ("done", f"{job.progress.fraction:.0%} {job.progress.message or ''}".strip() if job.progress else ""),
+        ("attempt", f"{job.attempt} of {job.max_attempts}"),
+        ("model", job.model_id),
+        ("steps", " ".join(step.get("kind", "?") for step in job.recipe.get("steps", ()))),
+        ("isolation", ", ".join(job.isolation)),
+        ("created", job.created_at),
+        ("started", job.started_at or ""),
+        ("finished", job.finished_at or ""),
+    ]
+    parts: list[RenderableType] = [grid(("", ""), facts)]
+    if job.error is not None:
+        parts.append(f"error {job.error.code}: {job.error.detail}\nfix: {job.error.fix}")
+    if job.verdict is not None:
+        parts.append(verdict_text(job.verdict))
+    return Group(*parts)
+
+
+def techniques_table(techniques: Iterable[Technique]) -> Table:
+    """Return the techniques."""
+    return grid(
+        ("kind", "family", "needs", "leaves", "summary"),
+        ((t.kind, t.family, t.needs, t.leaves, t.summary) for t in techniques),
+    )
+
+
+def technique_page(technique: Technique) -> RenderableType:
+    """Return one technique with its parameters."""
+    rows = []
+    for name, field in technique.schema.get("properties", {}).items():
+        if name != "kind":
+            default = technique.defaults.get(name, "required")
+            rows.append((name, str(default), " ".join(str(field.get("description", "")).split())))
+    parts: list[RenderableType] = [
+        f"{technique.kind} ({technique.family}): {technique.summary}",
+        f"needs {technique.needs}; leaves {technique.leaves}",
+        "",
+        grid(("parameter", "default", "meaning"), rows),
+    ]
+    parts += [f"! {kind} must not follow: {reason}" for kind, reason in technique.undone_by.items()]
+    return Group(*parts)

@@ -1,0 +1,249 @@
+"""The nouns of the service as objects with verbs: models, datasets, jobs, techniques, artifacts."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pare.errors import JobCancelled, JobFailed, UploadRejected, UsageError, WaitTimeout
+from pare.events import follow
+from pare.metrics import Metrics
+from pare.records import Artifact, Dataset, Event, Job, Model, Technique, read
+from pare.transfer import OnBytes, download, upload
+from pare.transport import Transport
+
+OnEvent = Callable[[Event], None]
+Checked = TypeVar("Checked", Model, Dataset)
+
+
+class Models:
+    """Uploaded models."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def upload(self, file: Path | str, *, name: str | None = None, on_bytes: OnBytes | None = None) -> Model:
+        """Upload a .pt2 file. Its check goes on in the service; `wait` for it before submitting jobs."""
+        path = Path(file)
+        params = {"name": name or path.stem, "format": "pt2"}
+        return read(Model, upload(self._transport, "/v1/models", path, params, on_bytes))
+
+    def get(self, id: str) -> Model:
+        """Return one model with what its check found."""
+        return read(Model, self._transport.get(f"/v1/models/{id}"))
+
+    def list(self, *, limit: int = 100) -> tuple[Model, ...]:
+        """Return the newest models."""
+        return tuple(read(Model, item) for item in pages(self._transport, "/v1/models", limit))
+
+    def wait(self, id: str, *, timeout_seconds: float = 600.0) -> Model:
+        """Return the model once its check is done; raises UploadRejected with the reason if it is not accepted."""
+        return wait_for_check("model", self.get, id, timeout_seconds)
+
+    def delete(self, id: str) -> None:
+        """Delete a model that no unfinished job uses."""
+        self._transport.request("DELETE", f"/v1/models/{id}")
+
+
+class Datasets:
+    """Uploaded datasets."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def upload(self, file: Path | str, *, name: str | None = None, on_bytes: OnBytes | None = None) -> Dataset:
+        """Upload a .npz or .safetensors file of equally long columns."""
+        path = Path(file)
+        params = {"name": name or path.stem, "format": dataset_format(path)}
+        return read(Dataset, upload(self._transport, "/v1/datasets", path, params, on_bytes))
+
+    def get(self, id: str) -> Dataset:
+        """Return one dataset with its columns."""
+        return read(Dataset, self._transport.get(f"/v1/datasets/{id}"))
+
+    def list(self, *, limit: int = 100) -> tuple[Dataset, ...]:
+        """Return the newest datasets."""
+        return tuple(read(Dataset, item) for item in pages(self._transport, "/v1/datasets", limit))
+
+    def wait(self, id: str, *, timeout_seconds: float = 600.0) -> Dataset:
+        """Return the dataset once its check is done; raises UploadRejected if it is not accepted."""
+        return wait_for_check("dataset", self.get, id, timeout_seconds)
+
+    def delete(self, id: str) -> None:
+        """Delete a dataset that no unfinished job uses."""
+        self._transport.request("DELETE", f"/v1/datasets/{id}")
+
+
+class Jobs:
+    """Requests to run a recipe on a model."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def submit(
+        self,
+        model_id: str,
+        recipe: dict[str, Any],
+        *,
+        labels: dict[str, str] | None = None,
+        priority: int | None = None,
+        deadline_seconds: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Submit a job. It exists once, however often a broken connection made us ask: the request carries a key."""
+        body = _job_body(model_id, recipe, labels, priority, deadline_seconds)
+        headers = {"Idempotency-Key": f'"{idempotency_key or uuid.uuid4()}"'}
+        response = self._transport.request("POST", "/v1/jobs", json=body, headers=headers, repeatable=True)
+        return read(Job, response.json())
+
+    def validate(self, model_id: str, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Check a job without submitting it; returns the service's estimate."""
+        body = _job_body(model_id, recipe, None, None, None)
+        answer: dict[str, Any] = self._transport.request(
+            "POST", "/v1/jobs", params={"dry_run": "true"}, json=body, repeatable=True
+        ).json()
+        return answer
+
+    def get(self, id: str) -> Job:
+        """Return one job as it is now."""
+        return read(Job, self._transport.get(f"/v1/jobs/{id}"))
+
+    def list(self, *, limit: int = 100) -> tuple[Job, ...]:
+        """Return the newest jobs."""
+        return tuple(read(Job, item) for item in pages(self._transport, "/v1/jobs", limit))
+
+    def follow(self, id: str, *, after: int = 0) -> Iterator[Event]:
+        """Yield the job's events, past and coming, until its last."""
+        return follow(self._transport, id, after)
+
+    def wait(self, id: str, *, timeout_seconds: float | None = None, on_event: OnEvent | None = None) -> Job:
+        """Return the job once it has finished, however it ended."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        for event in follow(self._transport, id, 0, deadline=deadline):
+            if on_event is not None:
+                on_event(event)
+        job = self.get(id)
+        if not job.finished:
+            raise WaitTimeout(f"job {id}", timeout_seconds or 0.0)
+        return job
+
+    def events(self, id: str, *, after: int = 0, limit: int = 200) -> dict[str, Any]:
+        """Return one page of events: {items, last_seq, finished}."""
+        page: dict[str, Any] = self._transport.get(f"/v1/jobs/{id}/events", after=after, limit=limit)
+        return page
+
+    def logs(self, id: str, *, attempt: int | None = None) -> str:
+        """Return the log of an attempt (the last, if not said)."""
+        return self._transport.request("GET", f"/v1/jobs/{id}/logs", params={"attempt": attempt}).text
+
+    def cancel(self, id: str) -> Job:
+        """Ask for an end; a running job is `cancelling` until its process is gone."""
+        return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/cancel", repeatable=True).json())
+
+    def retry(self, id: str) -> Job:
+        """Queue a failed or cancelled job again."""
+        return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/retry").json())
+
+    def delete(self, id: str) -> None:
+        """Delete a finished job with its artifacts."""
+        self._transport.request("DELETE", f"/v1/jobs/{id}")
+
+    def metrics(self, id: str) -> Metrics:
+        """Return the numbers of a job that succeeded."""
+        return read(Metrics, self._transport.get(f"/v1/jobs/{id}/metrics"))
+
+    def artifacts(self, id: str) -> tuple[Artifact, ...]:
+        """Return the files a job made."""
+        return tuple(read(Artifact, item) for item in self._transport.get(f"/v1/jobs/{id}/artifacts")["items"])
+
+    def download(self, id: str, directory: Path | str, *, on_bytes: OnBytes | None = None) -> tuple[Path, ...]:
+        """Download and verify every artifact of a job; what is already there and right is kept."""
+        return tuple(download(self._transport, item, Path(directory), on_bytes) for item in self.artifacts(id))
+
+
+class Techniques:
+    """What the service can do."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> tuple[Technique, ...]:
+        """Return every technique with the schema of its parameters."""
+        return tuple(read(Technique, item) for item in self._transport.get("/v1/techniques")["items"])
+
+
+class Artifacts:
+    """Files that jobs made."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def download(self, artifact: Artifact, directory: Path | str, *, on_bytes: OnBytes | None = None) -> Path:
+        """Download and verify one artifact."""
+        return download(self._transport, artifact, Path(directory), on_bytes)
+
+
+def raise_unless_succeeded(job: Job) -> None:
+    """Raise JobFailed or JobCancelled for a job that finished without a result."""
+    if job.status == "cancelled":
+        raise JobCancelled(job.id)
+    if job.status == "failed":
+        raise JobFailed(job.id, job.raw.get("error"))
+
+
+def dataset_format(file: Path) -> Literal["npz", "safetensors"]:
+    """Return the dataset format a file name says."""
+    if file.suffix == ".npz":
+        return "npz"
+    if file.suffix == ".safetensors":
+        return "safetensors"
+    raise UsageError(
+        f"{file.name} is neither .npz nor .safetensors",
+        fix="Save the columns with numpy.savez(path, x=..., y=...) or safetensors.numpy.save_file.",
+    )
+
+
+def pages(transport: Transport, path: str, limit: int) -> Iterator[dict[str, Any]]:
+    """Yield up to `limit` items of a list, page by page."""
+    cursor: str | None = None
+    while limit > 0:
+        page = transport.get(path, limit=min(limit, 200), cursor=cursor)
+        yield from page["items"][:limit]
+        limit -= len(page["items"])
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return
+
+
+def wait_for_check(kind: str, get: Callable[[str], Checked], id: str, timeout_seconds: float) -> Checked:
+    """Poll a model or dataset until the service has checked it."""
+    deadline = time.monotonic() + timeout_seconds
+    pause = 0.05
+    while True:
+        item = get(id)
+        if item.state == "ready":
+            return item
+        if item.state == "rejected":
+            raise UploadRejected(kind, id, item.raw.get("error") or {})
+        if time.monotonic() > deadline:
+            raise WaitTimeout(f"the check of {kind} {id}", timeout_seconds)
+        time.sleep(pause)
+        pause = min(pause * 1.5, 1.0)
+
+
+def _job_body(
+    model_id: str,
+    recipe: dict[str, Any],
+    labels: dict[str, str] | None,
+    priority: int | None,
+    deadline_seconds: int | None,
+) -> dict[str, Any]:
+    body = {
+        "model_id": model_id,
+        "recipe": recipe,
+        "labels": labels,
+        "priority": priority,
+        "deadline_seconds": deadline_seconds,
+    }
+    return {name: value for name, value in body.items() if value is not None}
