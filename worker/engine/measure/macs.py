@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from worker.engine.programs.capture import evaluating
 from worker.engine.programs.layers import ScaledDotProductAttention, arguments_of
 from worker.engine.programs.operators import CONTRACTIONS
 from worker.engine.programs.program import Program
+from worker.engine.programs.trial import ShapeRun
 
 _CONTRACTIONS = frozenset(CONTRACTIONS.split())
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -37,11 +36,8 @@ class MacCount:
 def count_macs(program: Program) -> MacCount:
     """Count the program's MACs for one example. Nothing is computed: only shapes are passed through the graph."""
     batch_size = program.signature.batch_size or 1
-    inputs = program.example_inputs(batch_size)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    counter = _Counter(program.module)
-    with evaluating(program), torch.no_grad(), fake:
-        counter.run(*(fake.from_tensor(value) for value in inputs))
+    counter = _Counter(program)
+    counter.run_shapes(batch_size)
     count = counter.count
     count.total //= batch_size
     count.by_layer = {name: macs // batch_size for name, macs in count.by_layer.items()}
@@ -49,12 +45,12 @@ def count_macs(program: Program) -> MacCount:
     return count
 
 
-class _Counter(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=True)
+class _Counter(ShapeRun):
+    def __init__(self, program: Program) -> None:
+        super().__init__(program)
         self.count = MacCount()
         self.uncounted: set[str] = set()
-        self._layers = dict(module.named_modules())
+        self._layers = dict(program.module.named_modules())
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and add what it costs."""
