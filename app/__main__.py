@@ -5,10 +5,11 @@ from types import FrameType
 
 import uvicorn
 
+from app.api.connections import PatientProtocol
 from app.api.service import Service
 from app.logs import configure_logs
 from app.main import create_app
-from app.settings import load_settings
+from app.settings import is_loopback, load_settings
 
 GRACE_SECONDS = 8
 """For requests in progress when the process is told to stop."""
@@ -31,10 +32,11 @@ def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     configure_logs()
     settings = load_settings()
-    app = create_app(settings)
+    app = create_app(settings, local_only=is_loopback(settings.host))
     service: Service = app.state.service
     config = uvicorn.Config(
         app,
+        http=PatientProtocol,
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import artifacts, datasets, events, health, jobs, models, problems, techniques, workers
 from app.api.frame import FrameMiddleware
 from app.api.idempotency import forget_expired
+from app.api.locality import LocalityMiddleware
 from app.api.openapi import describe_api
 from app.api.service import Service
 from app.db.session import Database
@@ -22,23 +23,25 @@ VERSION = "0.1.0"
 UPLOAD_PATHS = frozenset({"/v1/models", "/v1/datasets"})
 """They limit and stream their bodies themselves."""
 FORGET_INTERVAL_SECONDS = 3600.0
+ABANDONED_SECONDS = 24 * 3600.0
+"""An upload that nothing was added to for this long has lost its process."""
 
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Return the application; without settings, those of the environment."""
+def create_app(settings: Settings | None = None, *, local_only: bool = False) -> FastAPI:
+    """Return the application; without settings, those of the environment. `local_only` keeps web pages out."""
     settings = settings or load_settings()
     service = Service(settings, Database(settings.database_url), open_storage(settings.storage_url))
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
-        cleaning = asyncio.create_task(_forget_regularly(service))
+        stopping = asyncio.Event()
+        cleaning = asyncio.create_task(_forget_regularly(service, stopping))
         yield
         service.stopping.set()
-        cleaning.cancel()
-        with suppress(asyncio.CancelledError):
-            await cleaning
+        stopping.set()
+        await cleaning  # not cancelled: its thread would go on, and use connections after they were closed
         service.database.dispose()
 
     app = FastAPI(
@@ -53,20 +56,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.openapi = describe_api(app)  # type: ignore[method-assign]
     problems.install(app)
     app.add_middleware(FrameMiddleware, max_body_bytes=settings.max_body_bytes, upload_paths=UPLOAD_PATHS)
+    if local_only:
+        app.add_middleware(LocalityMiddleware, host=settings.host)
     app.add_middleware(CorrelationIdMiddleware)
     for noun in (models, datasets, techniques, jobs, events, artifacts, workers, health):
         app.include_router(noun.router)
     return app
 
 
-async def _forget_regularly(service: Service) -> None:
+async def _forget_regularly(service: Service, stopping: asyncio.Event) -> None:
     def forget() -> None:
         try:
             with service.database.session() as session:
                 forget_expired(session)
+            service.storage.remove_abandoned(ABANDONED_SECONDS)
         except Exception as error:  # nobody waits for this task: it says what happened, and tries again
-            log.warning("old idempotency keys stay for now", error=type(error).__name__)
+            log.warning("what nobody needs any more stays for now", error=type(error).__name__)
 
-    while True:
+    while not stopping.is_set():
         await run_in_threadpool(forget)
-        await asyncio.sleep(FORGET_INTERVAL_SECONDS)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FORGET_INTERVAL_SECONDS):
+                await stopping.wait()

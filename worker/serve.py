@@ -1,7 +1,6 @@
 """`pare serve`: the whole service on one machine with nothing else to install, and nothing left when it ends."""
 
 import fcntl
-import ipaddress
 import os
 import secrets
 import signal
@@ -17,12 +16,14 @@ from typing import IO
 from app.db.session import Database
 from app.errors import PareError
 from app.jobs import list_workers
-from app.settings import Settings
+from app.settings import Settings, is_loopback, read_settings
+from app.storage import open_storage
 from worker.broker import EmbeddedBroker
 from worker.children import Child
 from worker.sandbox.detect import detect
 from worker.sandbox.isolation import Isolation
 from worker.sandbox.layout import PROJECT
+from worker.settings import WorkerSettings
 
 _READY_SECONDS = 90.0
 _MAX_EARLY_CRASHES = 3
@@ -50,7 +51,10 @@ class Service:
 
     def __init__(self, host: str, port: int, data_dir: Path) -> None:
         port = port or _find_free_port(host)
-        self._settings = Settings(data_dir=data_dir, host=host, port=port)
+        self._settings = read_settings(Settings, data_dir=data_dir, host=host, port=port)
+        read_settings(WorkerSettings)  # a mistake in them is told here, not by a worker that does not start
+        make_directory(self._settings.data_dir)
+        open_storage(self._settings.storage_url)
         self._isolation = detect(self._settings.isolation)
         self._num_signals = 0
         self._children: list[Child] = []
@@ -59,8 +63,6 @@ class Service:
     def run(self) -> None:
         """Start everything, wait, stop everything."""
         data_dir = self._settings.data_dir
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (data_dir / "logs").mkdir(exist_ok=True)
         previous = {number: signal.signal(number, self._note_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         lock = lock_directory(data_dir)
         try:
@@ -173,14 +175,13 @@ def check_exposure(host: str, isolation: Isolation) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
+def make_directory(data_dir: Path) -> None:
+    """Make the data directory, for this user alone."""
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (data_dir / "logs").mkdir(exist_ok=True)
+    except OSError as error:
+        raise ServeRefused(f"{data_dir} cannot be the data directory: {error.strerror}") from None
 
 
 def lock_directory(data_dir: Path) -> IO[str]:
@@ -199,7 +200,10 @@ def lock_directory(data_dir: Path) -> IO[str]:
 def _find_free_port(host: str) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ServeRefused(f"the service cannot listen on {host}: {error.strerror}") from None
         return int(probe.getsockname()[1])
 
 

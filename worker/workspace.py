@@ -3,9 +3,12 @@
 import contextlib
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from worker.sandbox.launch import remove_directory
+
+_OLD_SECONDS = 3600.0
 
 
 class Workspace:
@@ -34,9 +37,17 @@ def _remove_stale(root: Path) -> None:
     for directory in root.iterdir():
         try:
             handle = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # one that is just being made, or removed
+        except (FileNotFoundError, NotADirectoryError):
+            if _is_old(directory):  # whoever removed it was killed meanwhile, after the lock was gone
+                remove_directory(directory)
+            continue  # one that is just being made, or removed; or no directory of ours
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_directory(directory)
         os.close(handle)
+
+
+def _is_old(directory: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return directory.is_dir() and time.time() - directory.stat().st_mtime > _OLD_SECONDS
+    return False

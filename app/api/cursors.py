@@ -5,10 +5,11 @@ import binascii
 import hashlib
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Query
+from pydantic import StringConstraints, TypeAdapter
 from sqlalchemy import Select, literal, select, tuple_
 from sqlalchemy.orm import Session
 
@@ -25,6 +26,7 @@ Cursor = Annotated[
 ]
 
 CHECK_CHARACTERS = 16
+_CONTENT = TypeAdapter(tuple[datetime, Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,40}$")]])
 
 
 def read_page(
@@ -55,15 +57,18 @@ def decode_cursor(noun: str, cursor: str) -> tuple[datetime, str]:
     encoded, _, checksum = cursor.partition(".")
     try:
         content = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        created_at, last_id = _CONTENT.validate_json(content)
     except (binascii.Error, ValueError):
-        content = b""
+        raise _refuse(noun) from None
     # Not a secret: a forged cursor shows nothing but the owner's own rows. It tells mistakes from cursors.
-    if checksum != _checksum(noun, content):
-        raise InvalidRequest(
-            [Problem("query:cursor", f"this is not a cursor that the list of {noun} gave out")], code="invalid_cursor"
-        )
-    created_at, last_id = json.loads(content)
-    return datetime.fromisoformat(created_at), last_id
+    if checksum != _checksum(noun, content) or created_at.utcoffset() != timedelta(0):
+        raise _refuse(noun)
+    return created_at, last_id
+
+
+def _refuse(noun: str) -> InvalidRequest:
+    problem = Problem("query:cursor", f"this is not a cursor that the list of {noun} gave out")
+    return InvalidRequest([problem], code="invalid_cursor")
 
 
 def _checksum(noun: str, content: bytes) -> str:

@@ -52,7 +52,7 @@ class JobRequest(Spec):
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=MAX_LABELS)
     """Your own notes on the job; Pare only keeps them."""
     priority: int = Field(0, ge=-10, le=10)
-    """Of two waiting jobs the one with the higher priority starts first."""
+    """Of jobs that were submitted at the same moment, those with a higher priority go into the queue first."""
     deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
     """Run time limit of one attempt; null takes the service's default."""
 

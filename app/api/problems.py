@@ -242,4 +242,14 @@ def _locate(location: tuple[int | str, ...], body: Any) -> str:
 
 
 def _explain(item: dict[str, Any]) -> str:
+    # Pydantic's own words for these are about pydantic.
+    match item["type"]:
+        case "extra_forbidden":
+            return "there is no such field here; /openapi.json and GET /v1/techniques list those there are"
+        case "missing":
+            return "this field is required"
+        case "union_tag_not_found":
+            return f"the field {item['ctx']['discriminator']} is required: it says which kind this is"
+        case "union_tag_invalid":
+            return f"there is no {item['ctx']['tag']!r}; known are {item['ctx']['expected_tags']}"
     return str(item["msg"]).removeprefix("Value error, ")

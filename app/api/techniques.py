@@ -22,7 +22,10 @@ class TechniqueView(View):
     summary: str
     """What it does and what it honestly gains."""
     needs: str
-    """What it needs of `recipe.data` with its default parameters: none, inputs or labels."""
+    """What it needs of `recipe.data` with its default parameters: none, inputs or labels.
+
+    Other parameters may need more, as their descriptions say; a dry run tells.
+    """
     leaves: str
     """The form of the model after it: module (can be worked on) or integer (final)."""
     undone_by: dict[str, str]

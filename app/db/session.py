@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, TimeoutError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError, TimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -85,7 +85,12 @@ class Database:
 
 
 def _make_engine(url: str, lock_timeout_seconds: float, *, foreign_keys: bool = True, **pool: Any) -> Engine:
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ConfigurationError(
+            "database_url is not a URL such as sqlite:////path or postgresql://host/name"
+        ) from None
     dialect = parsed.get_backend_name()
     if dialect == "postgresql":
         milliseconds = int(lock_timeout_seconds * 1000)

@@ -6,7 +6,7 @@ from app.jobs.control import cancel_job, delete_job, get_job, retry_job
 from app.jobs.events import append_event, list_events
 from app.jobs.finish import confirm_cancelled, fail, release, succeed
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
-from app.jobs.outbox import Hint, mark_sent, relay_outbox, sweep_unpublished, take_outbox
+from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
 from app.jobs.reap import reap_expired
 from app.jobs.submit import submit_job, validate_submission
 from app.jobs.workers import (
@@ -32,6 +32,7 @@ __all__ = [
     "check_move",
     "claim",
     "confirm_cancelled",
+    "count_waiting",
     "delete_job",
     "fail",
     "forget_workers",

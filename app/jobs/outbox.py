@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
@@ -68,6 +68,11 @@ def relay_outbox(database: Database, publish: Callable[[Hint], None], limit: int
     if failure is not None:
         raise failure
     return len(sent)
+
+
+def count_waiting(session: Session) -> int:
+    """Return how many jobs wait for a worker."""
+    return session.scalar(select(func.count()).where(JobRow.state == State.QUEUED)) or 0
 
 
 def sweep_unpublished(session: Session, older_than_seconds: float, limit: int = 100) -> list[str]:

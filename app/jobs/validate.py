@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from app.errors import Problem
 from app.jobs.bindings import DATA, find_binding_problems, find_column, point, suggest
 from app.jobs.labels import find_label_problems
+from app.recipes.base import DataNeed
 from app.recipes.data import Data
 from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.recipe import Recipe
@@ -23,6 +24,7 @@ def find_problems(
         problems += find_label_problems(recipe.data, model, dataset)
         problems += _check_rows(recipe.data, model, dataset, evaluation)
         if evaluation is not None:
+            problems += _check_independence(recipe, recipe.data)
             problems += _check_evaluation(recipe.data, dataset, evaluation)
     return problems
 
@@ -42,9 +44,15 @@ def _check_steps(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
             if name not in known:
                 place = point(STEPS, index, "skip_layers", position)
                 yield Problem(place, f"the model has no layer {name!r}; {suggest(name, known)}")
-        if capability is not None and capability.layers and set(capability.layers) <= set(skipped):
+        if capability is None or not capability.layers:
+            continue
+        remaining = set(capability.layers) - set(skipped)
+        if not remaining:
             place = point(STEPS, index, "skip_layers")
             yield Problem(place, f"all {len(capability.layers)} layers that {step.kind} works on are left out")
+        refusal = step.refuse([layer.type for layer in model.layers if layer.name in remaining])
+        if refusal is not None:
+            yield Problem(point(STEPS, index), f"{step.kind} cannot work on this model: {refusal}")
 
 
 def _check_rows(
@@ -65,6 +73,16 @@ def _check_rows(
     if num_training < needed:
         why = f"the model was exported with a fixed batch of {needed}" if model.batch_size else "one is needed"
         yield Problem(place, f"{num_training} of {dataset.num_rows} rows are for training, too few: {why}")
+
+
+def _check_independence(recipe: Recipe, data: Data) -> Iterator[Problem]:
+    learning = [step.kind for step in recipe.steps if step.data_need() is DataNeed.LABELS]
+    if learning and data.evaluation_dataset_id == data.dataset_id:
+        yield Problem(
+            point(DATA, "evaluation_dataset_id"),
+            f"{learning[0]} learns from this dataset, so quality measured on it would look too good; "
+            "name another one, or leave it null and a part is held out",
+        )
 
 
 def _check_evaluation(data: Data, dataset: DatasetFacts, evaluation: DatasetFacts) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """What every part of the request language shares: strict, frozen, JSON-only models, and the base of all steps."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, ClassVar, TypeVar
 
@@ -50,3 +51,10 @@ class BaseStep(Spec):
     def data_need(self) -> DataNeed:
         """Return what this step, with these parameters, needs from `recipe.data`."""
         return DataNeed.NONE
+
+    def refuse(self, layer_types: Sequence[str]) -> str | None:  # noqa: ARG002 - most steps take every layer they list
+        """Return why these parameters cannot work on layers of these types, None where they can.
+
+        `layer_types` are those of the layers that the model's capabilities list for this kind, without `skip_layers`.
+        """
+        return None

@@ -90,7 +90,7 @@ class ArtifactFile(Spec):
     """A file in DIR/out/artifacts."""
 
     name: FileName
-    media_type: str = Field(pattern=r"^[a-z]+/[A-Za-z0-9.+-]+$")
+    media_type: str = Field(pattern=r"^[a-z]+/[A-Za-z0-9.+-]+$", max_length=100)
     size_bytes: int = Field(ge=0)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 

@@ -1,5 +1,6 @@
 """Quantization: fewer bits per number."""
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -29,3 +30,11 @@ class QuantizeInt8(BaseStep):
 
     def data_need(self) -> DataNeed:
         return DataNeed.INPUTS if self.mode == "static" else DataNeed.NONE
+
+    def refuse(self, layer_types: Sequence[str]) -> str | None:
+        if self.mode == "dynamic" and layer_types and all(name.startswith("Conv") for name in layer_types):
+            return (
+                f"mode 'dynamic' works on linear and LSTM layers, and all {len(layer_types)} layers of this model that "
+                "could be quantized are convolutions; use mode 'static' with data"
+            )
+        return None

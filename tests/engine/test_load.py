@@ -128,6 +128,21 @@ def test_a_changed_byte_is_noticed_before_anything_is_loaded(made: tuple[Path, A
         opens.get(name, lambda: load.load(path))()
 
 
+def test_weights_without_a_model_file_are_checked_too(made: tuple[Path, Any], tmp_path: Path) -> None:
+    copy(made, tmp_path)
+    (tmp_path / "model.onnx").unlink()
+    (tmp_path / "model.pt2").unlink()
+    for right in (True, False):
+        if not right:
+            with (tmp_path / "model.safetensors").open("ab") as file:
+                file.write(b"x")
+        ran = subprocess.run(
+            [sys.executable, "-I", str(tmp_path / "load.py"), "--check"], capture_output=True, text=True, check=False
+        )
+        assert (ran.returncode == 0) is right, ran.stderr
+        assert ("arrays, digest as in the manifest" in ran.stdout) is right
+
+
 def test_check_fails_on_a_difference_above_the_tolerance(made: tuple[Path, Any], tmp_path: Path) -> None:
     directory = copy(made, tmp_path)
     manifest = json.loads((directory / "manifest.json").read_text())

@@ -142,6 +142,15 @@ def test_progress_names_each_stage_once_and_never_falls(smaller: Finished) -> No
     assert {line.step for line in smaller.lines if line.stage == "finetune"} == {1}
 
 
+def test_the_log_tells_the_stages_and_what_each_step_did(smaller: Finished) -> None:
+    metrics = metrics_of(smaller)
+    stages = ["open_model", "baseline", *(step["kind"] for step in SMALLER), "export", "measure", "artifacts"]
+    lines = [line.partition(" s  ")[2] for line in smaller.log.splitlines()]
+    assert [line for line in lines if line in stages] == stages
+    assert f"  parameters_after = {metrics.steps[0].facts['parameters_after']}" in lines
+    assert f"  {metrics.verdict.summary}" in lines
+
+
 def test_an_integer_model_has_one_format_and_the_files_beside_it(smaller: Finished) -> None:
     names = {file.name for file in smaller.good.artifacts}
     assert names == {
@@ -254,6 +263,15 @@ def test_the_same_job_gives_the_same_model_files(tmp_path: Path, digits: Uploads
     again = optimize(digits, tmp_path / "job", SMALLER)
     for name in ("model.onnx", "sample_input.npz", "sample_output.npz", "load.py"):
         assert again.artifacts[name] == smaller.artifacts[name], name
+
+
+def test_the_same_training_gives_the_same_files_in_every_format(tmp_path: Path, digits: Uploads) -> None:
+    # Without keep_best, so that what training did is in the files and not the start it may fall back to.
+    training = {**FINETUNE, "keep_best": False}
+    first, again = (optimize(digits, tmp_path / name, [training]) for name in ("first", "again"))
+    assert metrics_of(first).steps[0].facts["steps_run"] > 0  # type: ignore[operator]
+    for name in ("model.onnx", "model.pt2", "model.safetensors"):
+        assert first.artifacts[name] == again.artifacts[name], name
 
 
 def test_a_transformer_is_quantized_without_data_and_the_report_says_what_was_not_measured(

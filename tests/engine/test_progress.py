@@ -43,7 +43,19 @@ def test_stages_share_the_fraction_by_weight() -> None:
         ("finished", None, 1.0),
     ]
     assert recorder.lines[3].metrics == {"loss": 0.25}
-    assert recorder.lines[3].eta_seconds == pytest.approx(10 * 0.375 / 0.625, abs=0.1)
+    assert recorder.lines[3].eta_seconds == pytest.approx(10, abs=0.1)
+
+
+def test_a_long_stage_is_estimated_by_its_own_pace() -> None:
+    recorder = Recorder()
+    recorder.reporter.start()
+    recorder.reporter.expect([Stage("open_model", 4.0), Stage("finetune", 8.0, 0), Stage("measure", 8.0)])
+    recorder.reporter.enter("open_model")
+    recorder.now = 4.0
+    recorder.reporter.enter("finetune")
+    recorder.now = 104.0
+    recorder.reporter.report(0.01)
+    assert recorder.lines[-1].eta_seconds == pytest.approx(100 * 99 + 8, rel=0.01)
 
 
 def test_a_flood_of_reports_becomes_five_lines_a_second_and_keeps_the_last_numbers() -> None:

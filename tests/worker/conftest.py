@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -84,6 +85,11 @@ class Bench:
             job = session.get(JobRow, job_id)
             assert job is not None
             return job
+
+    def age(self, job_id: str) -> float:
+        """Return how many seconds ago the job's last hint was sent."""
+        sent = self.read(job_id).published_at
+        return 0.0 if sent is None else (datetime.now(UTC) - sent).total_seconds()
 
     def wait(self, job_id: str, *states: str, timeout_seconds: float = 30) -> JobRow:
         """Wait until the job is in one of these states, or over."""

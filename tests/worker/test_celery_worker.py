@@ -143,6 +143,18 @@ def test_a_wiped_broker_loses_no_job(bench: Bench, broker: Broker, start: Start)
     assert [count_runs(bench, job_id) for job_id in job_ids] == [1, 1, 1]
 
 
+def test_hints_do_not_pile_up_while_no_worker_takes_them(bench: Bench, broker: Broker, start: Start) -> None:
+    job_ids = [bench.queue(["finish"]) for _ in range(3)]
+    start("worker.dispatch")
+    with broker.client() as client:
+        wait_until(lambda: client.llen("pare") == 3)
+        # The last hints are older than the sweep tolerates (1 s), yet they are all there.
+        wait_until(lambda: all(bench.age(job_id) > 2.5 for job_id in job_ids))
+        assert client.llen("pare") == 3
+        client.rpop("pare")
+        wait_until(lambda: client.llen("pare") >= 3, what="a new hint for the one that was lost")
+
+
 def test_a_broker_killed_and_restarted_empty_loses_no_job(bench: Bench, broker: Broker, start: Start) -> None:
     start()
     start("worker.dispatch")

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from app.settings import is_loopback
 from tests.worker.conftest import wait_until
 from worker.sandbox.isolation import Isolation
-from worker.serve import ServeRefused, check_exposure, is_loopback, lock_directory
+from worker.serve import ServeRefused, check_exposure, lock_directory
+from worker.serve import serve as start_service
 
 Serve = Callable[..., "subprocess.Popen[str]"]
 START = "import sys; from pathlib import Path; from worker.serve import serve; serve('127.0.0.1', 0, Path(sys.argv[1]))"
@@ -150,3 +152,39 @@ def test_a_data_directory_belongs_to_one(tmp_path: Path) -> None:
 
     lock.close()
     lock_directory(tmp_path).close()
+
+
+WRONG = [
+    ({"PARE_ISOLATION": "foo"}, "PARE_ISOLATION"),
+    ({"PARE_LEASE_SECONDS": "1"}, "heartbeat_seconds"),
+    ({"PARE_WORKER_CONCURRENCY": "0"}, "PARE_WORKER_CONCURRENCY"),
+    ({"PARE_WORKER_ENGINE_COMMAND": "[not json"}, "engine_command"),
+    ({"PARE_STORAGE_URL": "s3://bucket"}, "storage_url"),
+    ({"PARE_DATABASE_URL": "nonsense"}, "database_url"),
+]
+
+
+@pytest.mark.parametrize(("variables", "named"), WRONG)
+def test_a_wrong_setting_is_named_in_one_line(
+    variables: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit):
+        start_service(port=0, data_dir=tmp_path / "data")
+
+    shown = capsys.readouterr().err
+    assert named in shown
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+
+
+def test_a_data_directory_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SystemExit):
+        start_service(port=0, data_dir=tmp_path / "file")
+
+    assert str(tmp_path / "file") in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """One attempt of a job against engines that act out every fault."""
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -13,6 +14,8 @@ from sqlalchemy import select, update
 from app.db.tables import ArtifactRow, EventRow, JobRow, LogRow, ModelRow
 from app.jobs import cancel_job
 from tests.worker.conftest import Bench, find_processes, wait_until
+from worker import attempt
+from worker.sandbox.launch import remove_directory
 from worker.slot import Slot
 
 Slots = Callable[..., Slot]
@@ -84,9 +87,12 @@ FAULTS: dict[str, tuple[list[list[object]], str]] = {
     "artifact is missing": ([["artifact", "x", "other.onnx"]], "bad_artifact"),
     "artifact is a link": ([["link", "/usr/bin/env", "out/artifacts/model.onnx"], ["artifact"]], "bad_artifact"),
     "artifacts folder is a link": ([["link", "/usr/bin", "out/artifacts"], ["result", None]], "bad_result"),
+    "media type too long": ([["artifact", "x", "model.onnx", {"media_type": "a/" + "b" * 99}]], "bad_result"),
     "artifact digest": ([["artifact", "x", "model.onnx", {"sha256": "0" * 64}]], "bad_artifact"),
     "artifact size": ([["artifact", "x", "model.onnx", {"size_bytes": 7}]], "bad_artifact"),
     "artifact does not verify": ([["artifact", "broken"]], "verification_failed"),
+    "folders nested too deep": ([["nest", "out", 3000], ["sleep", 600]], "disk_limit_exceeded"),
+    "too many folders": ([["many_folders", "tmp", 100_001], ["sleep", 600]], "disk_limit_exceeded"),
     "file too large": ([["write_bytes", "out/big", 64 * 2**20], ["finish"]], "engine_failed"),
 }
 
@@ -174,6 +180,46 @@ def test_an_engine_that_fills_the_disk_is_ended(bench: Bench, open_slots: Slots)
 
     assert job.error is not None
     assert job.error["code"] == "disk_limit_exceeded"
+
+
+def test_files_in_a_locked_folder_count(bench: Bench, open_slots: Slots) -> None:
+    slot = open_slots(bench, max_disk_bytes=5 * 2**20)
+
+    job = run(bench, slot, ["hide", "tmp/locked", 8 * 2**20], ["sleep", 600])
+
+    assert job.error is not None
+    assert job.error["code"] == "disk_limit_exceeded"
+
+
+def test_a_file_of_holes_is_not_turned_into_bytes(bench: Bench, open_slots: Slots) -> None:
+    slot = open_slots(bench, max_disk_bytes=5 * 2**20)
+
+    job = run(bench, slot, ["hole", 30 * 2**20])
+
+    assert job.error is not None
+    assert job.error["code"] == "artifact_too_large"
+
+
+def test_folders_nested_beyond_every_path_are_removed(bench: Bench, slot: Slot) -> None:
+    job = run(bench, slot, ["nest", "out", 3000], ["nest", "tmp", 1500], ["finish"])
+
+    assert job.state == "succeeded"
+    wait_until(lambda: len([p for p in slot.workspace.path.iterdir() if p.is_dir()]) <= 1)
+
+
+def test_a_full_disk_fails_the_job_by_its_name_and_not_the_worker(
+    bench: Bench, slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attempt, "write_plan", full)
+        job = run(bench, slot, ["finish"], attempts=1)
+
+    assert job.error is not None
+    assert job.error["code"] == "storage_full"
+    assert run(bench, slot, ["finish"]).state == "succeeded"
 
 
 def test_a_stale_owner_ends_its_engine_and_writes_nothing(bench: Bench, open_slots: Slots) -> None:
@@ -291,6 +337,20 @@ def test_directories_that_the_engine_locked_are_removed(bench: Bench, slot: Slot
 
     assert job.state == "succeeded"
     wait_until(lambda: len([p for p in slot.workspace.path.iterdir() if p.is_dir()]) <= 1)
+
+
+def test_what_a_removal_cut_short_has_left_goes_away(bench: Bench, open_slots: Slots) -> None:
+    work = bench.settings.data_dir / "work"
+    for name in ("old", "new"):
+        (work / name / "job").mkdir(parents=True)
+    (work / "stray").touch()
+    os.utime(work / "old", (0, 0))
+
+    open_slots(bench)
+
+    assert not (work / "old").exists()
+    assert (work / "new").exists()
+    remove_directory(work / "new")
 
 
 def test_a_standby_that_died_is_replaced(bench: Bench, slot: Slot) -> None:

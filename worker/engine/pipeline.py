@@ -96,10 +96,13 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
             pair.result,
             pair.comparison,
             quality_change_error=pair.quality_change_error,
+            quality_output=pair.quality_output,
             warnings=(*made.warnings, *notes),
         ),
         environment=describe_environment(plan),
     )
+
+    reporter.note(f"  {metrics.verdict.summary}")
 
     reporter.enter("artifacts")
     samples = make_sample(made.program, artifacts / "model.onnx", inputs[0])

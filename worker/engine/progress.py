@@ -14,6 +14,8 @@ SHORTEST_PAUSE_SECONDS = 0.2
 """Between two lines of one stage; a new stage is always told at once."""
 ETA_SMOOTHING_SECONDS = 5.0
 """Time constant with which a new estimate replaces the old one."""
+SMALLEST_SHARE = 1e-6
+"""Of a stage; less than this says nothing about its pace."""
 MAX_MESSAGE_CHARACTERS = 2000
 MAX_METRICS = 50
 MAX_METRIC_CHARACTERS = 100
@@ -53,7 +55,8 @@ class Reporter:
         self._stages: tuple[Stage, ...] = ()
         self._current = -1
         self._fraction = 0.0
-        self._started_at = clock()
+        self._started_at = self._entered_at = clock()
+        self._inside = 0.0
         self._written_at = -math.inf
         self._pending: Progress | None = None
         self._eta_seconds: float | None = None
@@ -65,7 +68,7 @@ class Reporter:
 
     def start(self) -> None:
         """Say that the plan is taken up; the clock of the estimate starts here."""
-        self._started_at = self._eta_at = self._clock()
+        self._started_at = self._entered_at = self._eta_at = self._clock()
         self._emit(Progress(stage="started", fraction=0.0))
 
     def expect(self, stages: Sequence[Stage]) -> None:
@@ -78,7 +81,9 @@ class Reporter:
         self._current += 1
         assert self._stages[self._current].name == name, f"{name} is not the next stage: {self._stages[self._current]}"
         self._flush()
+        self._entered_at = self._clock()
         self._emit(self._line(0.0, message, {}))
+        self.note(name)
 
     def report(self, fraction: float, message: str = "", **metrics: float | int | str | None) -> None:
         """Tell progress within the current stage, 0 to 1. A line too soon after the last waits for the next one."""
@@ -87,6 +92,10 @@ class Reporter:
             self._emit(line)
         elif metrics or self._pending is None or not self._pending.metrics:
             self._pending = line
+
+    def note(self, text: str) -> None:
+        """Write a line to the job's log (stderr), with the seconds since the start."""
+        print(f"{self._clock() - self._started_at:8.1f} s  {text}", file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """Say that the action is complete."""
@@ -104,6 +113,7 @@ class Reporter:
         total = sum(each.weight for each in self._stages)
         done = sum(each.weight for each in self._stages[: self._current])
         inside = min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
+        self._inside = inside
         self._fraction = min(max(self._fraction, (done + stage.weight * inside) / total), 1.0)
         return Progress(
             stage=stage.name,
@@ -119,7 +129,7 @@ class Reporter:
         elapsed = now - self._started_at
         if elapsed < 1.0 or self._fraction < 0.02:
             return None
-        fresh = elapsed * (1.0 - self._fraction) / self._fraction
+        fresh = self._extrapolate(now)
         passed = now - self._eta_at
         if self._eta_seconds is None:
             self._eta_seconds = fresh
@@ -129,6 +139,20 @@ class Reporter:
             self._eta_seconds = expected + share * (fresh - expected)
         self._eta_at = now
         return round(self._eta_seconds, 1)
+
+    def _extrapolate(self, now: float) -> float:
+        """Return the seconds left: of this stage by its own pace, of the later ones by the pace of the earlier ones."""
+        done, stage = self._stages[: self._current], self._stages[self._current]
+        later = sum(each.weight for each in self._stages[self._current + 1 :])
+        before, here = self._entered_at - self._started_at, now - self._entered_at
+        work = sum(each.weight for each in done)
+        if self._inside > SMALLEST_SHARE:
+            # A guessed weight cannot know that a step trains for hours.
+            left = here * (1.0 - self._inside) / self._inside
+            pace = before / work if work else here / (self._inside * stage.weight)
+            return left + pace * later
+        pace = (before + here) / max(work, 1e-9)
+        return pace * (stage.weight + later)
 
     def _flush(self) -> None:
         if self._pending is not None:

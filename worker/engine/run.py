@@ -47,6 +47,7 @@ def main() -> int:
 
 def _act(directory: Path, reporter: Reporter) -> EngineResult:
     from worker.engine.actions import run_action
+    from worker.engine.errors import EngineFailure
     from worker.engine.failures import translate_failure
 
     path = directory / "in" / "plan.json"
@@ -60,8 +61,11 @@ def _act(directory: Path, reporter: Reporter) -> EngineResult:
     try:
         result = run_action(plan, directory, reporter)
     except Exception as failure:  # the edge of the process: every failure becomes a result
-        traceback.print_exc()
-        return EngineResult(error=translate_failure(failure, reporter.stage))
+        error = translate_failure(failure, reporter.stage)
+        if not isinstance(failure, EngineFailure) or failure.__cause__ is not None:
+            traceback.print_exc()
+        reporter.note(f"{error.code}: {error.detail}")
+        return EngineResult(error=error)
     reporter.finish()
     return result
 

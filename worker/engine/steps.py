@@ -64,6 +64,8 @@ def run_steps(
         made.warnings += outcome.warnings
         facts = {name: _plain(value) for name, value in outcome.facts.items()}
         made.steps.append(_count(index, step.kind, seconds, facts, made))
+        for line in (*(f"{name} = {value}" for name, value in facts.items()), *outcome.warnings):
+            reporter.note(f"  {line}")
     return made
 
 

@@ -24,18 +24,19 @@ def wrap(isolation: Isolation, job: str, extra: tuple[str, ...]) -> list[str]:
         # Root: the launcher itself changes to the engine's user, then these two are gone as well.
         rights += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     view = ["--ro-bind", "/proc", "/proc"] if isolation.shared_proc else ["--proc", "/proc"]
-    view += ["--dev", "/dev"]
+    view += ["--dev", "/dev", "--perms", "0755", "--dir", "/job"]
+    view += ["--ro-bind", f"{job}/in", "/job/in", "--bind", f"{job}/out", "/job/out"]
+    # Before what is shown read-only: Python or the project may itself lie below /tmp.
+    for place in ("/job/tmp", "/tmp", "/dev/shm"):
+        view += ["--bind", f"{job}/tmp", place]
     shown = (*readable_paths(), *extra)
     # bubblewrap makes the folders above a shown path for its own user alone; the engine's user must pass through.
-    for folder in sorted({"/job", *(str(parent) for path in shown for parent in Path(path).parents)} - {"/"}):
+    for folder in sorted({str(parent) for path in shown for parent in Path(path).parents} - {"/", "/tmp", "/dev/shm"}):
         view += ["--perms", "0755", "--dir", folder]
     for path in shown:
         view += ["--ro-bind", path, path]
     for path, target in system_links().items():
         view += ["--symlink", target, path]
-    view += ["--ro-bind", f"{job}/in", "/job/in", "--bind", f"{job}/out", "/job/out"]
-    for place in ("/job/tmp", "/tmp", "/dev/shm"):
-        view += ["--bind", f"{job}/tmp", place]
     closed = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     life = ["--die-with-parent", "--new-session", "--as-pid-1"]
     return [program, *namespaces, *life, *rights, *view, *closed, "--"]

@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import secrets
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from worker.sandbox import bubblewrap, namespaces
@@ -66,7 +67,8 @@ def make_directories(directory: Path, isolation: Isolation) -> int | None:
     for name in ("in", "out", "tmp", "root"):
         part = directory / name
         part.mkdir()
-        part.chmod(0o755 if name in ("in", "root") else 0o700)
+        # What is shown as /tmp must be passed through on the way to a Python that lies below it.
+        part.chmod({"in": 0o755, "root": 0o755, "tmp": 0o711}.get(name, 0o700))
     if user is not None:
         os.chown(directory / "out", user, user)
         os.chown(directory / "tmp", user, user)
@@ -142,19 +144,59 @@ def _landlock(read: list[str], inside: str, isolation: Isolation) -> dict[str, l
 
 
 def remove_directory(directory: Path) -> None:
-    """Remove a job directory, whatever modes its last user gave the folders in it."""
+    """Remove a job directory, whatever was left in it: locked folders, or deeper ones than a path can name."""
     for _ in range(50):
-        shutil.rmtree(directory, onerror=_open_and_retry)
+        with contextlib.suppress(OSError):
+            _empty(directory)
+            directory.rmdir()
         if not directory.exists():
             return
         time.sleep(0.05)
 
 
-def _open_and_retry(function: object, path: str, error: object) -> None:  # noqa: ARG001 - rmtree's signature
-    with contextlib.suppress(OSError):
-        parent = Path(path).parent
-        parent.chmod(0o700)
-        if Path(path).is_dir() and not Path(path).is_symlink():
-            Path(path).chmod(0o700)
-        else:
-            Path(path).unlink()
+def _empty(directory: Path) -> None:
+    """Move each folder up until none has another below it: no recursion, no long path, no link ever followed."""
+    folders = [directory]
+    while folders:
+        folder = folders.pop()
+        if not stat.S_ISDIR(folder.lstat().st_mode):  # it was exchanged before it came up here, out of reach
+            folder.unlink()
+            continue
+        with list_folder(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)  # noqa: PTH108 - an engine can leave a million of them
+                elif folder == directory:
+                    folders.append(Path(entry.path))
+                else:
+                    raised = directory / secrets.token_hex(8)
+                    _rename(entry.path, raised)
+                    folders.append(raised)
+        if folder != directory:
+            folder.rmdir()
+
+
+def list_folder(folder: Path) -> contextlib.AbstractContextManager[Iterator[os.DirEntry[str]]]:
+    """Open a folder for listing, also one that an engine of our own user has locked."""
+    try:
+        return os.scandir(folder)
+    except PermissionError:
+        _unlock(folder)
+        return os.scandir(folder)
+
+
+def _rename(source: str, target: Path) -> None:
+    try:
+        os.rename(source, target)  # noqa: PTH104
+    except PermissionError:
+        _unlock(source)
+        os.rename(source, target)  # noqa: PTH104
+
+
+def _unlock(folder: str | Path) -> None:
+    """Let us into a folder of our own whose mode keeps us out, but never into what a link points at."""
+    handle = os.open(folder, (os.O_PATH if sys.platform == "linux" else 0) | os.O_NOFOLLOW | os.O_DIRECTORY)
+    try:
+        os.chmod(f"/proc/self/fd/{handle}" if sys.platform == "linux" else folder, 0o700)  # noqa: PTH101
+    finally:
+        os.close(handle)

@@ -28,16 +28,17 @@ def build_root(mount_on: str, read: list[str], links: dict[str, str], job: str, 
     """Make a new root that shows system files read-only and the job's directory as /job, and enter it."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("root", mount_on, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
+    _show(f"{job}/in", f"{mount_on}/job/in", writable=False)
+    _show(f"{job}/out", f"{mount_on}/job/out", writable=True)
+    # Before what is shown read-only: Python or the project may itself lie below /tmp.
+    for place in ("job/tmp", "tmp", "dev/shm"):
+        _show(f"{job}/tmp", f"{mount_on}/{place}", writable=True)
     for path in read:
         _show(path, mount_on + path, writable=False)
     for path, target in links.items():
         os.symlink(target, mount_on + path)  # noqa: PTH211
     for device in _DEVICES:
         _show(f"/dev/{device}", f"{mount_on}/dev/{device}", writable=True, devices=True)
-    _show(f"{job}/in", f"{mount_on}/job/in", writable=False)
-    _show(f"{job}/out", f"{mount_on}/job/out", writable=True)
-    for place in ("job/tmp", "tmp", "dev/shm"):
-        _show(f"{job}/tmp", f"{mount_on}/{place}", writable=True)
     if shared_proc:
         _show("/proc", f"{mount_on}/proc", writable=False)
     else:

@@ -13,6 +13,10 @@ _CLONE3 = 435  # its flags are behind a pointer: refused, and libc falls back to
 
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE = {"x86_64": 56, "aarch64": 220}
+_SOCKET = {"x86_64": 41, "aarch64": 198}
+_FAMILIES = (1, 2, 10, 16)
+"""Unix, IPv4, IPv6, netlink. A network namespace ends where these do: a vsock, for one, reaches the host of a virtual
+machine from any namespace."""
 _REFUSED = {
     # ptrace, mount family, modules, keys, bpf, perf, userfaultfd, io_uring, namespaces, kexec, reboot, swap, ...
     "x86_64": (101, 155, 165, 166, 167, 168, 169, 172, 173, 175, 176, 246, 248, 249, 250, 272, 298, 303, 304, 308, 310,
@@ -46,10 +50,15 @@ def build_filter() -> bytes | None:
     for number in (*_REFUSED[machine], *_REFUSED_EVERYWHERE):
         steps += [_step(_JUMP_EQUAL, number, 0, 1), refuse]
     steps += [
-        _step(_JUMP_EQUAL, _CLONE[machine], 0, 3),
+        _step(_JUMP_EQUAL, _CLONE[machine], 0, 4),
         _step(_LOAD, _FIRST_ARGUMENT),
         _step(_JUMP_ANY_BIT, _NEW_NAMESPACES, 0, 1),
         refuse,
+        _step(_RETURN, _ALLOW),
+        _step(_JUMP_EQUAL, _SOCKET[machine], 0, len(_FAMILIES) + 2),
+        _step(_LOAD, _FIRST_ARGUMENT),
+        *(_step(_JUMP_EQUAL, family, len(_FAMILIES) - index) for index, family in enumerate(_FAMILIES)),
+        _step(_RETURN, _ERRNO | errno.EAFNOSUPPORT),
         _step(_RETURN, _ALLOW),
     ]
     return b"".join(steps)

@@ -60,8 +60,10 @@ def test_every_mistake_is_named_with_its_place(both: Both) -> None:
     }
     answer = submit(both, recipe=recipe, priority=11, labels={"a b": "x"}, webhook="http://x")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-    pointers = {error["pointer"] for error in answer.json()["errors"]}
-    assert pointers == {
+    details = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
+    assert "no such field" in details["/recipe/surprise"]
+    assert details["/recipe/steps/1"].startswith("there is no 'melt'; known are 'prune_structured'")
+    assert set(details) == {
         "/recipe/steps/0/sparsity",
         "/recipe/steps/1",
         "/recipe/steps/2/epochs",

@@ -1,9 +1,12 @@
 """Lists: newest first, in pages that stay true while rows come and go."""
 
+from base64 import urlsafe_b64encode
+from hashlib import sha256
+
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.cursors import decode_cursor, encode_cursor
+from app.api.cursors import CHECK_CHARACTERS, decode_cursor, encode_cursor
 from app.errors import InvalidRequest
 from tests.app.jobs.world import World
 
@@ -77,3 +80,17 @@ def test_cursor_of_another_list_and_changed_cursors_are_400(client: TestClient, 
             with pytest.raises(InvalidRequest):
                 decode_cursor("models", changed)
     assert encode_cursor("models", *decode_cursor("models", cursor)) == cursor
+
+
+FORGED = ["[1,2]", '["x","y"]', "{}", '["2020-01-01T00:00:00","a"]', '["9999-12-31T23:59:59-12:00","a"]',
+          '["2020-01-01T00:00:00+00:00","\\u0000"]']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FORGED)
+def test_a_forged_cursor_with_the_right_checksum_is_refused(both: Both, content: str) -> None:
+    encoded = urlsafe_b64encode(content.encode()).decode().rstrip("=")
+    checksum = sha256(b"jobs\0" + content.encode()).hexdigest()[:CHECK_CHARACTERS]
+
+    answer = both[0].get("/v1/jobs", params={"cursor": f"{encoded}.{checksum}"})
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_cursor")

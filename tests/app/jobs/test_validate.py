@@ -235,6 +235,16 @@ def test_evaluation_dataset_is_like_the_first(find: Find) -> None:
     assert "no column 'label'" in problems[1]
 
 
+def test_what_was_learned_is_not_measured_on_the_same_rows(find: Find) -> None:
+    same = recipe({"kind": "finetune"}, **LABELS)
+    assert same.data is not None
+    again = {"evaluation_dataset_id": same.data.dataset_id}
+    problems = find(recipe({"kind": "finetune"}, **LABELS, **again), evaluation=dataset_facts(10))
+    assert list(problems) == ["/recipe/data/evaluation_dataset_id"]
+    assert "too good" in problems["/recipe/data/evaluation_dataset_id"]
+    assert find(recipe({"kind": "prune_magnitude"}, **LABELS, **again), evaluation=dataset_facts(10)) == {}
+
+
 def test_step_that_cannot_work_on_the_model_is_refused_with_the_reason(find: Find) -> None:
     missing = "no layer has channels to remove"
     capability = Capability(kind="prune_structured", applicable=False, layers=(), missing=missing)
@@ -249,3 +259,21 @@ def test_step_needs_a_layer_to_work_on(find: Find) -> None:
     problems = find(Recipe.model_validate(steps))
     assert problems == {"/recipe/steps/0/skip_layers": "all 1 layers that prune_structured works on are left out"}
     assert find(Recipe.model_validate({"steps": [{"kind": "prune_structured", "skip_layers": ["head"]}]})) == {}
+
+
+@pytest.mark.parametrize(
+    ("layers", "step", "fits"),
+    [
+        (("conv",), {"mode": "dynamic"}, False),
+        (("conv",), {"mode": "static"}, True),
+        (("conv", "head"), {"mode": "dynamic"}, True),
+        (("conv", "head"), {"mode": "dynamic", "skip_layers": ["head"]}, False),
+    ],
+)
+def test_dynamic_integers_need_more_than_convolutions(
+    find: Find, layers: tuple[str, ...], step: dict[str, Any], fits: bool
+) -> None:
+    capability = Capability(kind="quantize_int8", applicable=True, layers=layers, missing=None)
+    found = find(recipe({"kind": "quantize_int8", **step}), capabilities=(capability,))
+    assert (found == {}) is fits
+    assert fits or "use mode 'static'" in found["/recipe/steps/0"]

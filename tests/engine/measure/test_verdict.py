@@ -135,6 +135,33 @@ def test_without_data_far_outputs_are_worse_and_the_report_says_what_was_not_mea
     assert any("no data" in warning for warning in near.warnings)
 
 
+def test_an_output_that_no_label_speaks_for_is_not_forgotten() -> None:
+    before, after = measurement(), measurement(file=400_000)
+    outputs = [
+        Equivalence(output=name, cosine=cosine, snr_db=5.0, max_abs_error=1.0, num_examples=80)
+        for name, cosine in (("logits", 0.5), ("near", 0.999), ("far", 0.7), ("farther", 0.6))
+    ]
+    said = judge(before, after, compare(before, after, Ratio(value=1.0, low=0.99, high=1.01), outputs))
+    assert said.outcome == "mixed"
+    assert said.summary.endswith("2 outputs changed (farther cosine 0.6000).")
+    assert [sentence.split("'")[1] for sentence in said.worse] == ["far", "farther"]
+    assert all("on 80 held-out examples" in sentence for sentence in said.worse)
+    comparison = compare(before, after, Ratio(value=1.0, low=0.99, high=1.01), outputs)
+    other = judge(before, after, comparison, quality_output="far")
+    assert [sentence.split("'")[1] for sentence in other.worse] == ["logits", "farther"]
+
+
+def test_one_example_proves_nothing() -> None:
+    def of_one(value: float) -> Measurement:
+        made = measurement(value=value, error=None)
+        assert made.quality is not None
+        return made.model_copy(update={"quality": made.quality.model_copy(update={"num_examples": 1})})
+
+    said = verdict(of_one(0.0), baseline=of_one(1.0))
+    assert said.outcome == "no_difference"
+    assert any("cannot be told from one example" in sentence for sentence in said.within_noise)
+
+
 def test_warnings_of_the_steps_are_kept_once() -> None:
     said = verdict(measurement(), warnings=("nothing got smaller", "nothing got smaller"))
     assert said.warnings == ("nothing got smaller",)

@@ -178,6 +178,23 @@ def test_the_same_seed_gives_the_same_bytes(scope: str, tmp_path: Path) -> None:
     assert states[0] == states[1]
 
 
+def test_global_scope_takes_more_from_a_weak_layer_than_local_scope_does(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(8, 16), nn.Linear(16, 16)
+    module = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        for rows in (first.weight[4:], first.bias[4:], second.weight[:, 4:]):
+            rows.mul_(0.01)
+    widths = {}
+    for scope in ("local", "global"):
+        program = load_module(module, (torch.randn(4, 8),), tmp_path)
+        small = pruned(prune(program, ratio=0.25, round_to=1, scope=scope))
+        layers = [layer for layer in small.module.modules() if isinstance(layer, nn.Linear)]
+        widths[scope] = [layer.out_features for layer in layers[:2]]
+    assert widths["local"] == [12, 12]
+    assert widths["global"] == [8, 16]
+
+
 def test_channels_that_do_nothing_go_first_and_the_function_stays(tmp_path: Path) -> None:
     program = load("resnet20", tmp_path)
     channels = find_channels(program, program.example_inputs(2))

@@ -144,6 +144,27 @@ def test_the_same_seed_gives_the_same_bytes(mode: str, digits: tuple[Program, Bo
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "static"])
+def test_each_channel_has_its_scale_only_if_asked(
+    mode: str, digits: tuple[Program, BoundExamples], tmp_path: Path
+) -> None:
+    for per_channel in (True, False):
+        _, made = quantize(digits[0], tmp_path / str(per_channel), digits[1], mode=mode, per_channel=per_channel)
+        initializers = onnx.load(made.path).graph.initializer
+        scales = [each for each in initializers if "weight" in each.name and each.name.endswith("_scale")]
+        assert len(scales) == 3
+        assert all((int(np.prod(each.dims)) > 1) is per_channel for each in scales)
+
+
+def test_each_calibration_chooses_other_ranges(digits: tuple[Program, BoundExamples], tmp_path: Path) -> None:
+    files = set()
+    # Entropy comes to the whole range for as few values as these.
+    for calibration in ("minmax", "percentile"):
+        _, made = quantize(digits[0], tmp_path / calibration, digits[1], mode="static", calibration=calibration)
+        files.add(made.path.read_bytes())
+    assert len(files) == 2
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "static"])
 def test_pruned_weights_stay_zero(mode: str, digits: tuple[Program, BoundExamples], tmp_path: Path) -> None:
     original, examples = digits
     program = original.copy()

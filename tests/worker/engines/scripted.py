@@ -119,6 +119,32 @@ class Actor:
         (path / "inner").chmod(0)
         path.chmod(0)
 
+    def nest(self, name: str, depth: int) -> None:
+        """Folders in each other, deeper than a path can name and than a function can call itself."""
+        os.chdir(self.directory / name)
+        for _ in range(depth):
+            Path("d").mkdir()
+            os.chdir("d")
+
+    def many_folders(self, name: str, count: int) -> None:
+        for number in range(count):
+            (self.directory / name / str(number)).mkdir()
+
+    def hide(self, name: str, size_bytes: int) -> None:
+        """A folder that can be written to but not listed."""
+        (self.directory / name).mkdir()
+        self.write_bytes(f"{name}/file", size_bytes)
+        (self.directory / name).chmod(0o300)
+
+    def hole(self, size_bytes: int) -> None:
+        """Claim a file that is long and takes no space."""
+        path = self.directory / "out" / "artifacts" / "model.onnx"
+        path.parent.mkdir(parents=True)
+        with path.open("wb") as file:
+            file.truncate(size_bytes)
+        told = {"name": path.name, "media_type": "a/b", "size_bytes": size_bytes, "sha256": "0" * 64}
+        self.result({"metrics": METRICS, "artifacts": [told]})
+
     def fork_bomb(self) -> None:
         started = []
         try:

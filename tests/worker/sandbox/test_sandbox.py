@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,17 @@ def isolation(request: pytest.FixtureRequest) -> Isolation:
 def job(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "job"
     remove_directory(tmp_path / "job")
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A copy of the code below /tmp, where the engine finds its own scratch, that every user may read."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        checkout = Path(place) / "checkout"
+        for package in ("app", "worker"):
+            shutil.copytree(PROJECT / package, checkout / package)
+        Path(place).chmod(0o755)
+        yield checkout
 
 
 def run(isolation: Isolation, job: Path, code: str, limits: Limits = LIMITS) -> "subprocess.CompletedProcess[str]":
@@ -142,6 +155,7 @@ LIMIT_CASES = {
     "processes": ("import os\nwhile os.fork(): pass\nimport time; time.sleep(3)", "Resource temporarily unavailable"),
     "core dumps": ("import resource; print(resource.getrlimit(resource.RLIMIT_CORE)); 1/0", "ZeroDivisionError"),
     "namespaces": ("import ctypes; r = ctypes.CDLL(None).unshare(0x10000000); 1 / (r + 1)", "ZeroDivisionError"),
+    "sockets beyond the network namespace": ("import socket; socket.socket(40, 1)", "Address family not supported"),
     "mounts": ("import ctypes as c; r = c.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None); 1 / (r + 1)", "ZeroDiv"),
 }  # fmt: skip
 
@@ -218,13 +232,13 @@ def test_sigterm_reaches_the_engine_and_its_status_comes_back(isolation: Isolati
 
 
 @pytest.mark.parametrize("method", ["bubblewrap", "namespaces"])
-def test_an_ordinary_user_gets_the_same_isolation(method: str) -> None:
+def test_an_ordinary_user_gets_the_same_isolation(method: str, public: Path) -> None:
     python = Path("/usr/bin/python3")
     if os.getuid() != 0 or not python.exists():
         pytest.skip("only root can become an ordinary user, who needs a Python outside of /root")
     code = f"from worker.sandbox.detect import detect; i = detect({method!r}); print(i.method, i.own_user, i.problems)"
     become = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(PROJECT)}
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(public)}
     done = subprocess.run(
         [*become, python, "-S", "-c", code], env=environment, cwd="/", capture_output=True, text=True, check=False
     )
@@ -245,6 +259,23 @@ def test_torch_and_onnxruntime_work_inside(isolation: Isolation, job: Path) -> N
 
     assert output == b"fine\n", errors
     assert (job / "out" / "m.pt2").stat().st_size > 0
+
+
+def test_a_project_below_tmp_is_seen(isolation: Isolation, public: Path, tmp_path: Path) -> None:
+    code = f"""
+from worker.sandbox.detect import detect
+from worker.sandbox.layout import PROJECT
+found = detect({isolation.method!r})
+assert str(PROJECT) == {str(public)!r}
+print(found.method, found.own_user, found.user_namespace)
+"""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(public)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == [isolation.method, str(isolation.own_user), str(isolation.user_namespace)], (
+        done.stderr
+    )
 
 
 def test_a_directory_is_refused_that_is_in_use(isolation: Isolation, job: Path) -> None:

@@ -39,6 +39,8 @@ class Pair:
     comparison: Comparison
     quality_change_error: float | None
     """Standard error of the change of quality, example by example."""
+    quality_output: str | None
+    """The output whose quality was measured, if any was."""
 
 
 def measure_pair(
@@ -94,7 +96,13 @@ def measure_pair(
     before = conclude(0, original, timings.original, pair.baseline if pair else None)
     after = conclude(1, result, timings.result, pair.result if pair else None)
     comparison = compare(before, after, estimate_ratio(timings, seed), equivalence)
-    return Pair(before, after, comparison, pair.change_error if pair else None)
+    return Pair(
+        before,
+        after,
+        comparison,
+        quality_change_error=pair.change_error if pair else None,
+        quality_output=signature.outputs[examples.output_index].name if examples else None,
+    )
 
 
 def _evaluation_batch(signature: Signature) -> int:

@@ -4,7 +4,7 @@
     file      bytes changed by at least 1 %
     memory    peak changed by at least 5 % and 1 MiB
     quality   changed by at least twice the standard error of the change
-    outputs   without data: mean cosine to the original below 0.99 counts as worse
+    outputs   those whose quality was not measured: mean cosine to the original below 0.99 counts as worse
 
 Parameters and MACs explain these but decide nothing: fewer of them is not by itself faster, and zeros are not smaller.
 """
@@ -54,11 +54,13 @@ def judge(
     comparison: Comparison,
     *,
     quality_change_error: float | None = None,
+    quality_output: str | None = None,
     warnings: Iterable[str] = (),
 ) -> Verdict:
     """Say what got better, what got worse and what is within noise.
 
     `quality_change_error` is the standard error of the paired quality difference; without it the two errors add up.
+    `quality_output` is the output whose quality was measured; None means the first.
     """
     said = _Sentences()
     _judge_latency(said, baseline, result, comparison.latency_ratio)
@@ -66,8 +68,10 @@ def judge(
     _judge_memory(said, baseline, result)
     if baseline.quality is not None and result.quality is not None:
         _judge_quality(said, baseline.quality, result.quality, quality_change_error)
+        measured = quality_output or comparison.equivalence[0].output
+        _judge_outputs(said, [each for each in comparison.equivalence if each.output != measured], "held-out example")
     else:
-        _judge_outputs(said, comparison.equivalence)
+        _judge_outputs(said, comparison.equivalence, "random input")
     outcome = OUTCOMES[bool(said.better), bool(said.worse)]
     return Verdict(
         outcome=outcome,
@@ -134,7 +138,9 @@ def _judge_quality(said: _Sentences, before: Quality, after: Quality, change_err
     numbers = f"{before.value:.4g} to {after.value:.4g} on {after.num_examples:,} examples"
     if error:
         numbers += f" (change {change:+.4f}, standard error {error:.4f})"
-    if abs(change) <= STANDARD_ERRORS * error:
+    if after.num_examples < 2 and change:
+        said.add("within_noise", f"Quality ({name}) cannot be told from one example: {numbers}.", f"{name} unknown")
+    elif abs(change) <= STANDARD_ERRORS * error:
         same = "the same" if change == 0 else "the same within noise"
         said.add("within_noise", f"Quality ({name}) is {same}: {numbers}.", f"{name} {same}")
     elif (change > 0) == after.higher_is_better:
@@ -143,17 +149,24 @@ def _judge_quality(said: _Sentences, before: Quality, after: Quality, change_err
         said.add("worse", f"Quality ({name}) is worse: {numbers}.", f"{name} worse by {abs(change):.3g}")
 
 
-def _judge_outputs(said: _Sentences, equivalence: Iterable[Equivalence]) -> None:
+def _judge_outputs(said: _Sentences, equivalence: Iterable[Equivalence], noun: str) -> None:
+    different = []
     for each in equivalence:
         numbers = (
             f"output {each.output!r} has mean cosine {each.cosine:.5f} to the original"
             f"{'' if each.snr_db is None else f' (signal to noise {each.snr_db:.1f} dB)'} "
-            f"on {_count(each.num_examples, 'random input')}"
+            f"on {_count(each.num_examples, noun)}"
         )
         if each.cosine < LOWEST_COSINE:
-            said.add("worse", f"Outputs differ: {numbers}.", f"outputs differ (cosine {each.cosine:.4f})")
+            said.worse.append(f"Outputs differ: {numbers}.")
+            different.append(each)
         else:
             said.within_noise.append(f"Outputs agree: {numbers}.")
+    if different:
+        farthest = min(different, key=lambda each: each.cosine)
+        said.short.append(
+            f"{_count(len(different), 'output')} changed ({farthest.output} cosine {farthest.cosine:.4f})"
+        )
 
 
 def _warn(baseline: Measurement, result: Measurement, comparison: Comparison) -> Iterable[str]:
