@@ -105,6 +105,11 @@ class Recipe(Spec):
             wrong = [f for f in self.outputs.formats or () if f != "onnx"]
             if wrong:
                 raise ValueError(f"an integer model exists as onnx only; remove {wrong} from outputs.formats")
+        if "safetensors" in self.formats and "pt2" not in self.formats:
+            raise ValueError(
+                "safetensors holds weights and no program, so it is checked against a pt2 file; add 'pt2' to "
+                "outputs.formats"
+            )
         return self
 
     @property

@@ -43,6 +43,7 @@ def messages(error: ValidationError) -> str:
         ([{"kind": "prune_structured", "criterion": "taylor"}], {"data": UNLABELLED}, "needs labels"),
         (["quantize_int8"], {"target": {"runtime": "torch"}}, "set target.runtime to 'onnxruntime'"),
         (["quantize_int8"], {"outputs": {"formats": ["onnx", "pt2"]}}, "exists as onnx only"),
+        (["prune_magnitude"], {"outputs": {"formats": ["onnx", "safetensors"]}}, "add 'pt2' to outputs.formats"),
     ],
 )
 def test_senseless_recipe_is_refused_with_the_reason(steps: list[Any], other: dict[str, Any], expected: str) -> None:

@@ -202,3 +202,15 @@ def test_what_cannot_be_imported_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelRejected) as caught:
         open_program(tmp_path / "model.pt2", tmp_path)
     assert caught.value.code in ("unsupported_operator", "data_dependent_size")
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft(x).abs()
+
+
+def test_an_operator_on_unusual_numbers_is_named_rather_than_its_numbers(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(Spectrum(), (torch.randn(5),)), tmp_path / "model.pt2")
+    with pytest.raises(ModelRejected, match="fft_rfft") as caught:
+        open_program(tmp_path / "model.pt2", tmp_path)
+    assert caught.value.code == "unsupported_operator"

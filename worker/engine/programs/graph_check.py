@@ -14,6 +14,8 @@ _MAX_DEPTH = 8
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _GRAPH_FIELDS = ("inputs", "outputs", "nodes", "tensor_values", "sym_int_values", "sym_bool_values")
 _GRAPH_OPTIONAL = ("is_single_tensor_return", "custom_obj_values", "sym_float_values")
+_NODE_FIELDS = ("target", "inputs", "outputs", "metadata")
+_NODE_OPTIONAL = ("is_hop_single_tensor_return", "name")
 
 
 def rebuild_graph(value: Any, where: str, input_names: list[str] | None = None, depth: int = 0) -> dict[str, Any]:
@@ -23,6 +25,9 @@ def rebuild_graph(value: Any, where: str, input_names: list[str] | None = None, 
         reject("bad_graph", f"{where}: graphs are nested deeper than {_MAX_DEPTH}.")
     if mapping(graph.get("custom_obj_values", {}), where):
         reject("custom_object", f"{where}: the graph uses custom objects, which only their author's code can load.")
+    # First, so that a model that computes with unusual numbers hears of the operator and not only of its numbers.
+    for node in items(graph["nodes"], where, MAX_NODES):
+        _check_target(record(node, where, _NODE_FIELDS, _NODE_OPTIONAL)["target"], where)
     scope = Scope(where, depth=depth)
     scope.tensors = {
         check_name(name, where): rebuild_tensor_meta(meta, f"{where}, tensor {shown(name)}")
@@ -93,17 +98,22 @@ def _require(name: str, known: dict[str, Any], where: str) -> None:
         reject("bad_graph", f"{where}: nothing describes the value {name}.")
 
 
-def _rebuild_node(value: Any, scope: Scope) -> dict[str, Any]:
-    where = scope.where
-    node = record(value, where, ("target", "inputs", "outputs", "metadata"), ("is_hop_single_tensor_return", "name"))
-    target = text(node["target"], where, 200)
-    operator = find_operator(target)
-    if operator is None and target not in SIZE_FUNCTIONS and target not in (GRAD_MODE, AUTOCAST):
+def _check_target(value: Any, where: str) -> str:
+    target = text(value, where, 200)
+    if find_operator(target) is None and target not in SIZE_FUNCTIONS and target not in (GRAD_MODE, AUTOCAST):
         reject(
             "unsupported_operator",
             f"The model calls the operator {shown(target)}, which Pare cannot import.",
             "Replace the operator in the model's code by common tensor operators and export again.",
         )
+    return target
+
+
+def _rebuild_node(value: Any, scope: Scope) -> dict[str, Any]:
+    where = scope.where
+    node = record(value, where, _NODE_FIELDS, _NODE_OPTIONAL)
+    target = _check_target(node["target"], where)
+    operator = find_operator(target)
     here = f"{where}, operator {target}"
     inner = Scope(here, scope.tensors, scope.sizes, scope.defined, scope.depth)
     inputs, seen = [], set()
