@@ -41,7 +41,7 @@ serve: install  ## run the whole service on this machine (loopback, data in ./pa
 	$(BIN)/pare serve $(SERVE_ARGS)
 
 test: install-dev  ## all tests that need neither a GPU nor Docker
-	$(BIN)/pytest -m "not docker and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile -m "not docker and not gpu" $(PYTEST_ARGS)
 
 test-gpu: install-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)
@@ -71,9 +71,9 @@ lock: $(VENV)/.created  ## resolve pyproject.toml again into requirements/*.lock
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-emit-package torch --override requirements/overrides.txt pyproject.toml" && set -x && \
 	$$compile --extra queue -o requirements/service.lock && \
-	$$compile requirements/torch.in --extra queue --extra engine -c requirements/service.lock -o requirements/worker.lock && \
+	$$compile requirements/torch.in --extra queue --extra engine --extra hf -c requirements/service.lock -o requirements/worker.lock && \
 	$$compile requirements/torch.in --extra demo -c requirements/worker.lock -o requirements/demo.lock && \
-	$$compile requirements/torch.in --extra demo --group dev -c requirements/demo.lock -o requirements/dev.lock
+	$$compile requirements/torch.in --extra demo --group dev --group bench -c requirements/demo.lock -o requirements/dev.lock
 
 # The Docker build prefers what lies in wheels/: an air-gapped machine, a private index, a chosen torch build are all its content.
 wheels: $(VENV)/.created  ## download into wheels/ what the images install, by this machine's pip configuration

@@ -71,10 +71,10 @@ class Client:
 
         `model` is a torch.nn.Module (exported with `example_inputs`; it stays as it is), the path of a .pt2 file, or
         the id of an uploaded model. `recipe` is a whole recipe or only its list of steps. `data` is a dict of equally
-        long arrays, the path of a .npz or .safetensors file, or the id of an uploaded dataset; its columns feed the
-        model inputs of the same name, else in order (see pare.data), else as `inputs` says. With a `task`, the labels
-        are in `label_column`: by default the column y, label or labels. Quality is measured on `evaluation_data`, which
-        has the same columns, or else on a part of `data` that the service holds out.
+        long arrays, the path of a .npz, .safetensors, .parquet or .zip (images) file, or the id of an uploaded dataset;
+        its columns feed the model inputs of the same name, else in order (see pare.data), else as `inputs` says. With a
+        `task`, the labels are in `label_column`: by default the column y, label or labels. Quality is measured on
+        `evaluation_data`, which has the same columns, or else on a part of `data` that the service holds out.
 
         Blocks until the job has finished, with progress on stderr. Raises JobFailed or JobCancelled when there is no
         result. Ctrl-C while the job runs leaves it running and returns a Result to come back to.

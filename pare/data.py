@@ -4,7 +4,8 @@ Rules for what is not said explicitly in `inputs`:
   1. the label column is no input;
   2. a model input takes the column with its name;
   3. if no input was named by the user or found by its name, inputs take the columns in order, when there are as many.
-Anything else is an error that lists both sides.
+  4. a model that came with its tokenizer takes the only column of text in each of its integer inputs.
+A column of text called "split" is no input. Anything else is an error that lists both sides.
 """
 
 from collections.abc import Mapping
@@ -64,9 +65,14 @@ def bind(
     unknown = [name for name in bindings if name not in names]
     if unknown:
         raise DataUnusable(f"the model has no input {unknown}, only {names}", fix="Correct the keys of inputs=.")
-    free = [column for column in columns if column != label_column]
+    texts = [column.name for column in dataset.facts.columns if column.dtype == "string" and column.name != "split"]
+    numbers = [column.name for column in dataset.facts.columns if column.dtype != "string"]
+    free = [column for column in columns if column != label_column and (column in numbers or column in texts)]
     open_names = [name for name in names if name not in bindings]
     by_name = {name: {"column": name} for name in open_names if name in free}
+    if len(texts) == 1 and model.facts.tokenizer:
+        whole = [tensor.name for tensor in model.facts.inputs if tensor.dtype.startswith(("int", "uint"))]
+        by_name |= {name: {"column": texts[0]} for name in open_names if name in whole and name not in by_name}
     if open_names and not by_name and not bindings:
         by_name = _bind_in_order(names, free, task)
     bindings |= by_name

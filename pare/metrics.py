@@ -43,6 +43,7 @@ class Measurement:
     quality: Quality | None = None
     macs: int | None = None
     uncounted_operators: tuple[str, ...] = ()
+    packed_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Comparison:
     peak_memory_ratio: float | None = None
     quality_change: float | None = None
     equivalence: tuple[Equivalence, ...] = ()
+    packed_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,20 @@ class StepMetrics:
     parameters: int | None = None
     nonzero_parameters: int | None = None
     macs: int | None = None
+    packed_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerEffect:
+    """What one choice for one layer alone did to the model; 0 is nothing, larger is worse."""
+
+    step: int
+    layer: str
+    choice: str
+    metric: str
+    effect: float
+    weight_bytes: int | None = None
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,4 +145,5 @@ class Metrics:
     environment: Environment
     steps: tuple[StepMetrics, ...] = ()
     layers: tuple[LayerMetrics, ...] = ()
+    sensitivity: tuple[LayerEffect, ...] = ()
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

@@ -64,6 +64,7 @@ class ModelFacts:
     layers: tuple[Layer, ...] = ()
     capabilities: tuple[Capability, ...] = ()
     warnings: tuple[str, ...] = ()
+    tokenizer: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Column:
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class DatasetFacts:
 
     num_rows: int
     columns: tuple[Column, ...]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """The numbers of a job as a table: original against result, then the verdict. Plain text for any console."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pare.metrics import Measurement, Metrics, Quality
+from pare.metrics import LayerEffect, Measurement, Metrics, Quality
 from pare.records import Verdict
+
+NUM_SENSITIVE = 8
+"""Layers listed by sensitivity; the JSON has all."""
 
 
 def metrics_table(metrics: Metrics) -> Table:
@@ -36,9 +39,33 @@ def verdict_text(verdict: Verdict) -> Text:
     return text
 
 
+def sensitivity_table(effects: Sequence[LayerEffect]) -> RenderableType:
+    """Return the layers of one step that suffer most, with the effect of every choice; the one taken has a star."""
+    choices = list(dict.fromkeys(each.choice for each in effects))
+    layers: dict[str, dict[str, LayerEffect]] = {}
+    for each in effects:
+        layers.setdefault(each.layer, {})[each.choice] = each
+    worst = sorted(layers, key=lambda name: -max(each.effect for each in layers[name].values()))[:NUM_SENSITIVE]
+    title = f"step {effects[0].step}: {effects[0].metric} of each layer alone (* chosen)"
+    if len(layers) > len(worst):
+        title += f", the {len(worst)} worst of {len(layers)}"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer")
+    for choice in choices:
+        table.add_column(choice, justify="right")
+    for name in worst:
+        cells = (layers[name].get(choice) for choice in choices)
+        table.add_row(name, *("" if e is None else f"{e.effect:.2g}{'*' if e.chosen else ' '}" for e in cells))
+    return Group(Text(title), table)
+
+
 def report(metrics: Metrics) -> RenderableType:
-    """Return table and verdict."""
-    return Group(metrics_table(metrics), verdict_text(metrics.verdict))
+    """Return table, sensitivity where it was measured, and verdict."""
+    steps = dict.fromkeys((each.step, each.metric) for each in metrics.sensitivity)
+    tables = (
+        sensitivity_table([each for each in metrics.sensitivity if (each.step, each.metric) == step]) for step in steps
+    )
+    return Group(metrics_table(metrics), *tables, verdict_text(metrics.verdict))
 
 
 def to_text(renderable: RenderableType, width: int = 110) -> str:
@@ -89,6 +116,9 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
         _ratio(new.throughput_per_second, old.throughput_per_second),
     )
     yield "file size", human_bytes(old.file_bytes), human_bytes(new.file_bytes), f"x{change.file_ratio:.2f}"
+    if new.packed_bytes is not None and change.packed_ratio is not None:
+        packed = f"x{change.packed_ratio:.3f} of the file"
+        yield "  packed file", "", human_bytes(new.packed_bytes), packed
     yield "parameters", f"{old.parameters:,}", f"{new.parameters:,}", f"x{change.parameters_ratio:.2f}"
     yield from _counted("  of these not zero", old, new)
     if old.macs is not None and new.macs is not None:

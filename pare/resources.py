@@ -1,5 +1,6 @@
 """The nouns of the service as objects with verbs: models, datasets, jobs, techniques, artifacts."""
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,7 +15,15 @@ from pare.transfer import OnBytes, download, upload
 from pare.transport import Transport
 
 OnEvent = Callable[[Event], None]
+_CONFIG_ENTRY = re.compile(rb"PK\x01\x02.{42}(?:[A-Za-z0-9_.\-]{1,200}/)?config\.json", re.DOTALL)
 Checked = TypeVar("Checked", Model, Dataset)
+DATASET_FORMATS: dict[str, Literal["npz", "safetensors", "parquet", "images"]] = {
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".parquet": "parquet",
+    ".zip": "images",
+}
+"""Suffix of a file -> its format."""
 
 
 class Models:
@@ -23,10 +32,31 @@ class Models:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    def upload(self, file: Path | str, *, name: str | None = None, on_bytes: OnBytes | None = None) -> Model:
-        """Upload a .pt2 file. Its check goes on in the service; `wait` for it before submitting jobs."""
+    def upload(
+        self,
+        file: Path | str,
+        *,
+        name: str | None = None,
+        format: str | None = None,
+        architecture: str | None = None,
+        on_bytes: OnBytes | None = None,
+    ) -> Model:
+        """Upload a model file. Its check goes on in the service; `wait` for it before submitting jobs.
+
+        `format` is pt2, hf (a zip of a Hugging Face folder) or safetensors; without it, the file tells.
+        A safetensors file needs the `architecture` that uses its weights (see `architectures`).
+        """
         path = Path(file)
-        params = {"name": name or path.stem, "format": "pt2"}
+        form = format or model_format(path)
+        if form == "safetensors" and architecture is None:
+            raise UsageError(
+                f"{path.name} holds weights without a program",
+                fix="Name the architecture that uses them, for example architecture='resnet20' (`pare models "
+                "architectures` lists them), or give the live module.",
+            )
+        params = {"name": name or path.stem, "format": form}
+        if architecture is not None:
+            params["architecture"] = architecture
         return read(Model, upload(self._transport, "/v1/models", path, params, on_bytes))
 
     def get(self, id: str) -> Model:
@@ -41,6 +71,10 @@ class Models:
         """Return the model once its check is done; raises UploadRejected with the reason if it is not accepted."""
         return wait_for_check("model", self.get, id, timeout_seconds)
 
+    def architectures(self) -> tuple[dict[str, Any], ...]:
+        """Return the architectures that a safetensors file can be uploaded for, with their parameters."""
+        return tuple(self._transport.get("/v1/architectures")["items"])
+
     def delete(self, id: str) -> None:
         """Delete a model that no unfinished job uses."""
         self._transport.request("DELETE", f"/v1/models/{id}")
@@ -53,7 +87,7 @@ class Datasets:
         self._transport = transport
 
     def upload(self, file: Path | str, *, name: str | None = None, on_bytes: OnBytes | None = None) -> Dataset:
-        """Upload a .npz or .safetensors file of equally long columns."""
+        """Upload a .npz, .safetensors or .parquet file of equally long columns, or a .zip with a folder per class."""
         path = Path(file)
         params = {"name": name or path.stem, "format": dataset_format(path)}
         return read(Dataset, upload(self._transport, "/v1/datasets", path, params, on_bytes))
@@ -192,16 +226,32 @@ def raise_unless_succeeded(job: Job) -> None:
         raise JobFailed(job.id, job.raw.get("error"))
 
 
-def dataset_format(file: Path) -> Literal["npz", "safetensors"]:
-    """Return the dataset format a file name says."""
-    if file.suffix == ".npz":
-        return "npz"
-    if file.suffix == ".safetensors":
+def model_format(file: Path) -> Literal["pt2", "hf", "safetensors"]:
+    """Return the model format that a file's content says, or else its name."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(16)
+            stream.seek(max(0, stream.seek(0, 2) - 2**20))
+            tail = stream.read()
+    except OSError:
+        raise UsageError(f"{file} is not a file", fix="Give the path of the file to upload.") from None
+    if head.startswith(b"PK\x03\x04"):
+        # A zip's list of members stands at its end.
+        return "hf" if _CONFIG_ENTRY.search(tail) and b"archive_format" not in tail else "pt2"
+    if file.suffix == ".safetensors" or head[8:9] == b"{":
         return "safetensors"
-    raise UsageError(
-        f"{file.name} is neither .npz nor .safetensors",
-        fix="Save the columns with numpy.savez(path, x=..., y=...) or safetensors.numpy.save_file.",
-    )
+    return "pt2"
+
+
+def dataset_format(file: Path) -> Literal["npz", "safetensors", "parquet", "images"]:
+    """Return the dataset format a file name says."""
+    found = DATASET_FORMATS.get(file.suffix.lower())
+    if found is None:
+        raise UsageError(
+            f"{file.name} is neither .npz, .safetensors, .parquet nor a .zip of images",
+            fix="Save the columns with numpy.savez(path, x=..., y=...) or safetensors.numpy.save_file.",
+        )
+    return found
 
 
 def pages(transport: Transport, path: str, limit: int) -> Iterator[dict[str, Any]]:

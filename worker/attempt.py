@@ -79,11 +79,12 @@ class Attempt:
     def _act(self) -> EngineResult:
         held, settings = self._claim, self._supervisor.settings
         engine = self._take_engine()
-        model, datasets = place_inputs(engine.directory, held, self._supervisor.storage)
+        inputs = place_inputs(engine.directory, held, self._supervisor.storage)
         plan = Plan(
             action=cast(Action, held.action),
-            model=model,
-            datasets=datasets,
+            model=inputs.model,
+            teachers=inputs.teachers,
+            datasets=inputs.datasets,
             recipe=held.recipe,
             num_threads=settings.engine_threads,
             isolation=tuple(self._supervisor.isolation.layers),
@@ -107,9 +108,8 @@ class Attempt:
         """Have a fresh process reload every artifact before the job may succeed."""
         engine = self._take_engine()
         place_artifacts(source.directory, engine.directory, names)
-        self._work(
-            engine, plan.model_copy(update={"action": "verify", "model": None, "datasets": (), "artifacts": names})
-        )
+        left_out = {"model": None, "teachers": (), "datasets": ()}
+        self._work(engine, plan.model_copy(update={"action": "verify", "artifacts": names, **left_out}))
         self._read(engine, "verify")
 
     def _take_engine(self) -> EngineProcess:

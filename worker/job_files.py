@@ -6,12 +6,13 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from pydantic import ValidationError
 
-from app.jobs import Claim
+from app.jobs import Claim, StoredFile
 from app.recipes.plan import (
     MAX_RESULT_BYTES,
     DatasetFile,
@@ -19,8 +20,8 @@ from app.recipes.plan import (
     EngineError,
     EngineResult,
     ModelFile,
-    ModelFormat,
     Plan,
+    Teacher,
 )
 from app.storage import Storage
 from worker.failures import AttemptFailed, defect
@@ -30,21 +31,37 @@ _CHUNK_BYTES = 1024 * 1024
 _MAX_ENTRIES, _MAX_DEPTH = 100_000, 100
 
 
-def place_inputs(directory: Path, claim: Claim, storage: Storage) -> tuple[ModelFile | None, tuple[DatasetFile, ...]]:
+@dataclass(frozen=True)
+class Inputs:
+    """The files in DIR/in, as the plan names them."""
+
+    model: ModelFile | None
+    datasets: tuple[DatasetFile, ...]
+    teachers: tuple[Teacher, ...]
+
+
+def place_inputs(directory: Path, claim: Claim, storage: Storage) -> Inputs:
     """Copy the job's files out of storage, each verified against its digest."""
     model = None
     if claim.model is not None:
-        model = ModelFile(
-            file=f"model.{claim.model.format}", format=cast(ModelFormat, claim.model.format), sha256=claim.model.sha256
-        )
-        _download(storage, claim.model.sha256, claim.model.size_bytes, directory / "in" / model.file)
+        model = ModelFile.model_validate(_place_model(directory, claim.model, "model", storage))
+    teachers = [
+        Teacher.model_validate({"id": stored.id, **_place_model(directory, stored, f"teacher{number}", storage)})
+        for number, stored in enumerate(claim.teachers)
+    ]
     datasets = []
     for number, stored in enumerate(claim.datasets):
         name = f"data{number}.{stored.format}"
         _download(storage, stored.sha256, stored.size_bytes, directory / "in" / name)
         data_format = cast(DatasetFormat, stored.format)
         datasets.append(DatasetFile(id=stored.id, file=name, format=data_format, sha256=stored.sha256))
-    return model, tuple(datasets)
+    return Inputs(model, tuple(datasets), tuple(teachers))
+
+
+def _place_model(directory: Path, stored: StoredFile, stem: str, storage: Storage) -> dict[str, str | None]:
+    name = f"{stem}.{stored.format}"
+    _download(storage, stored.sha256, stored.size_bytes, directory / "in" / name)
+    return {"file": name, "format": stored.format, "sha256": stored.sha256, "architecture": stored.architecture}
 
 
 def _download(storage: Storage, sha256: str, size_bytes: int, path: Path) -> None:

@@ -71,7 +71,13 @@ async def upload_dataset(
     response: Response,
     service: Parts,
     owner: Owner,
-    format: Annotated[DatasetFormat, Query(description="Columns of equal length, as numpy or safetensors save them.")],
+    format: Annotated[
+        DatasetFormat,
+        Query(
+            description="npz, safetensors: arrays of equal length. parquet: a table of numbers, lists of numbers and "
+            "text. images: a zip with one folder of images per class."
+        ),
+    ],
     name: Name = "dataset",
 ) -> DatasetView:
     """Upload a dataset: the body is the file, streamed. It is checked in a sandbox before it can be used."""

@@ -64,7 +64,7 @@ class DryRunView(View):
     """Always true: a job that would not be accepted is answered with the problem itself."""
     formats: list[Format]
     """The files the job would make."""
-    form: Literal["module", "integer"]
+    form: Literal["module", "coded", "integer"]
     """The form of its result."""
     deadline_seconds: int
     """Its run time limit."""

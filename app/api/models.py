@@ -1,7 +1,7 @@
 """Models: upload, look, delete."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
@@ -13,11 +13,18 @@ from app.api.service import Parts
 from app.api.uploads import REQUEST_BODY, Name, receive_blob
 from app.api.views import ErrorView, SelfLink, View
 from app.db.tables import ModelRow
+from app.errors import InvalidRequest, Problem
 from app.jobs.uploads import add_model, delete_upload, get_upload
+from app.recipes.architectures import MAX_TEXT, UnknownArchitecture, parse_architecture
 from app.recipes.facts import ModelFacts
-from app.recipes.plan import ModelFormat
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+
+UploadFormat = Literal["pt2", "hf", "safetensors"]
+_FORMAT = (
+    "What the file is. pt2: written by torch.export.save. hf: a zip of a Hugging Face folder (config.json and "
+    "safetensors). safetensors: a state dict, with `architecture`."
+)
 
 ModelId = Annotated[
     str, Path(pattern=r"^mdl_[a-z0-9]{26}$", description="The model.", examples=["mdl_k3v0q7m2c9x1f8z5a4b6n0p2r7"])
@@ -33,6 +40,8 @@ class ModelView(View):
     """The name given at upload."""
     format: str
     """The format of the file."""
+    architecture: str | None
+    """safetensors: the program of the catalogue that uses the weights; null otherwise."""
     state: Literal["checking", "ready", "rejected"]
     """A model can be used once it is ready."""
     size_bytes: int
@@ -72,14 +81,32 @@ async def upload_model(
     service: Parts,
     owner: Owner,
     name: Name = "model",
-    format: Annotated[ModelFormat, Query(description="A file of torch.export.save.")] = "pt2",
+    format: Annotated[UploadFormat, Query(description=_FORMAT)] = "pt2",
+    architecture: Annotated[
+        str | None,
+        Query(
+            description="safetensors only: the program that uses the weights, `name` or `name:parameter=number,...`; "
+            "GET /v1/architectures lists them.",
+            examples=["resnet20", "vit:heads=6"],
+            max_length=MAX_TEXT,
+        ),
+    ] = None,
 ) -> ModelView:
     """Upload a model: the body is the file, streamed. It is checked in a sandbox before it can be used."""
+    check_architecture(format, architecture)
     blob = await receive_blob(request, service.storage, service.settings.max_model_bytes)
 
     def add() -> ModelView:
         with service.database.session() as session:
-            row = add_model(session, service.settings, owner=owner, name=name, format=format, blob=blob)
+            row = add_model(
+                session,
+                service.settings,
+                owner=owner,
+                name=name,
+                format=format,
+                blob=blob,
+                architecture=architecture,
+            )
             return describe_model(row)
 
     model = await run_in_threadpool(add)
@@ -109,6 +136,24 @@ def delete_model(service: Parts, owner: Owner, model_id: ModelId) -> None:
         delete_upload(session, ModelRow, owner, model_id)
 
 
+def check_architecture(format: UploadFormat, architecture: str | None) -> None:
+    """Raise InvalidRequest unless a state dict, and only a state dict, names a program that the catalogue has."""
+    if architecture is None:
+        if format == "safetensors":
+            _refuse_architecture("format=safetensors needs an architecture: the program that uses the weights")
+        return
+    if format != "safetensors":
+        _refuse_architecture(f"a file of format={format} brings its own program; leave architecture out")
+    try:
+        parse_architecture(architecture)
+    except UnknownArchitecture as error:
+        _refuse_architecture(str(error))
+
+
+def _refuse_architecture(detail: str) -> NoReturn:
+    raise InvalidRequest([Problem("query:architecture", f"{detail}; see GET /v1/architectures")])
+
+
 def describe_model(row: ModelRow) -> ModelView:
     """Return what the user sees of a row."""
     return ModelView.model_validate(
@@ -116,6 +161,7 @@ def describe_model(row: ModelRow) -> ModelView:
             "id": row.id,
             "name": row.name,
             "format": row.format,
+            "architecture": row.architecture,
             "state": row.state,
             "size_bytes": row.size_bytes,
             "sha256": row.sha256,

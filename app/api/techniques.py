@@ -27,7 +27,7 @@ class TechniqueView(View):
     Other parameters may need more, as their descriptions say; a dry run tells.
     """
     leaves: str
-    """The form of the model after it: module (can be worked on) or integer (final)."""
+    """The form of the model after it: module (can be worked on), coded (only other layers can still be) or integer."""
     undone_by: dict[str, str]
     """Kinds that must not follow it, each with the reason."""
     schema_: dict[str, Any] = Field(alias="schema")

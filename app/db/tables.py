@@ -41,6 +41,8 @@ class ModelRow(Base):
     owner: Mapped[str] = mapped_column(String(40), index=True)
     name: Mapped[str] = mapped_column(String(200))
     format: Mapped[str] = mapped_column(String(20))
+    architecture: Mapped[str | None] = mapped_column(String(300))
+    """safetensors: the catalogue's program for the weights, with its parameters."""
     state: Mapped[str] = mapped_column(String(20))
     """checking, ready or rejected."""
     size_bytes: Mapped[int]

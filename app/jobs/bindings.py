@@ -11,6 +11,8 @@ DATA = "/recipe/data"
 INPUTS = DATA + "/inputs"
 ORDERS = {"nhwc_to_nchw": (2, 0, 1), "nchw_to_nhwc": (1, 2, 0)}
 """Layout -> order of the axes of one row."""
+TEXT = "string"
+"""The dtype of columns of text."""
 
 
 def find_binding_problems(data: Data, model: ModelFacts, dataset: DatasetFacts) -> Iterator[Problem]:
@@ -34,7 +36,51 @@ def find_binding_problems(data: Data, model: ModelFacts, dataset: DatasetFacts) 
                 f"the dataset has no column {binding.column!r}; {suggest(binding.column, columns)}",
             )
             continue
+        if column.dtype == TEXT:
+            problem = _check_text(inputs[name], binding, column, model)
+            if problem is not None:
+                yield problem
+                continue
+            tokens = binding.count_tokens(inputs[name].shape[1])
+            column = ColumnFacts(name=column.name, dtype="int64", shape=(tokens,))
+        else:
+            yield from _check_kind(inputs[name], binding, column, dataset)
         yield from _check_column(inputs[name], binding, column, sizes)
+
+
+def _check_text(tensor: TensorFacts, binding: InputBinding, column: ColumnFacts, model: ModelFacts) -> Problem | None:
+    if not tensor.dtype.startswith(("int", "uint")) or len(tensor.shape) != 2:
+        return Problem(
+            point(INPUTS, tensor.name, "column"),
+            f"column {column.name!r} is text, which becomes integers [rows, tokens]; "
+            f"input {tensor.name!r} takes {tensor.dtype} {list(tensor.shape)}",
+        )
+    if not model.tokenizer:
+        return Problem(
+            point(INPUTS, tensor.name, "column"),
+            f"column {column.name!r} is text, and the model was uploaded without a tokenizer; upload the zip of its "
+            "Hugging Face folder with tokenizer.json (format=hf), or tokenize the text and upload the numbers",
+        )
+    if binding.resize is not None:
+        return Problem(point(INPUTS, tensor.name, "resize"), f"column {column.name!r} is text, not images")
+    return None
+
+
+def _check_kind(
+    tensor: TensorFacts, binding: InputBinding, column: ColumnFacts, dataset: DatasetFacts
+) -> Iterator[Problem]:
+    for field in ("tokens", "max_tokens"):
+        if getattr(binding, field) is not None:
+            yield Problem(
+                point(INPUTS, tensor.name, field),
+                f"{field} is for text; column {column.name!r} holds {column.dtype}, leave it out",
+            )
+    if binding.resize is not None and not _holds_images(column, dataset):
+        yield Problem(
+            point(INPUTS, tensor.name, "resize"),
+            f"resize is for the images of a dataset uploaded as format=images; column {column.name!r} is of another "
+            "kind",
+        )
 
 
 def _check_column(
@@ -54,6 +100,14 @@ def _check_column(
                     f"input {tensor.name!r} takes {tensor.dtype}; {field} would make fractions, leave it out",
                 )
     row = list(column.shape)
+    if binding.resize is not None and len(row) == 3:
+        row = [*binding.resize, row[2]]
+    if any(isinstance(size, str) for size in row):
+        yield Problem(
+            point(INPUTS, tensor.name, "resize"),
+            f'the images of column {column.name!r} differ in size; set "resize": [height, width]',
+        )
+        return
     if binding.layout != "as_is":
         if len(row) != 3:
             yield Problem(
@@ -67,7 +121,8 @@ def _check_column(
         isinstance(want, str) or want == have for want, have in zip(expected, row, strict=True)
     )
     if not fits:
-        arranged = "" if binding.layout == "as_is" else f", {row} after {binding.layout}"
+        resized = "" if binding.resize is None else " after resize"
+        arranged = resized if binding.layout == "as_is" else f", {row} after {binding.layout}"
         yield Problem(
             place,
             f"input {tensor.name!r} needs {expected} per row; "
@@ -76,6 +131,7 @@ def _check_column(
         return
     for want, have in zip(expected, row, strict=True):
         if isinstance(want, str):
+            assert isinstance(have, int)
             size, other = sizes.setdefault(want, (have, tensor.name))
             if size != have:
                 yield Problem(
@@ -85,11 +141,32 @@ def _check_column(
     yield from _check_channels(tensor, binding, row)
 
 
-def _check_channels(tensor: TensorFacts, binding: InputBinding, row: list[int]) -> Iterator[Problem]:
+def _check_channels(tensor: TensorFacts, binding: InputBinding, row: list[int | str]) -> Iterator[Problem]:
     for field, values in (("mean", binding.mean), ("std", binding.std)):
         if len(values) > 1 and (not row or len(values) != row[0]):
             expected = f"one, or {row[0]}, one per channel (axis 1)" if row else "one"
             yield Problem(point(INPUTS, tensor.name, field), f"{len(values)} values given; expected {expected}")
+
+
+def find_split_problems(data: Data, dataset: DatasetFacts) -> Iterator[Problem]:
+    """Yield what is wrong with `recipe.data.split_column`."""
+    if data.split_column is None:
+        return
+    place = point(DATA, "split_column")
+    column = find_column(dataset, data.split_column)
+    if column is None:
+        known = [each.name for each in dataset.columns]
+        yield Problem(place, f"the dataset has no column {data.split_column!r}; {suggest(data.split_column, known)}")
+    elif is_float(column.dtype) or column.shape:
+        yield Problem(
+            place,
+            f"one text or one integer per row says what it is for; column {column.name!r} is {column.dtype} "
+            f"{list(column.shape)}",
+        )
+
+
+def _holds_images(column: ColumnFacts, dataset: DatasetFacts) -> bool:
+    return bool(dataset.classes) and len(column.shape) == 3
 
 
 def is_float(dtype: str) -> bool:

@@ -9,6 +9,7 @@ from app.db.clock import db_now
 from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.jobs.events import change_with_event
 from app.jobs.lifecycle import OWNED, State, move
+from app.jobs.teachers import name_teachers
 from app.recipes.plan import Progress
 from app.recipes.recipe import Recipe
 
@@ -23,6 +24,8 @@ class StoredFile:
     format: str
     sha256: str
     size_bytes: int
+    architecture: str | None = None
+    """A state dict's: the catalogue's program for it."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Claim:
     model: StoredFile | None
     datasets: tuple[StoredFile, ...]
     """optimize: those the recipe names, training data first."""
+    teachers: tuple[StoredFile, ...]
+    """optimize: the other models that steps of the recipe learn from."""
     deadline_seconds: int
     """Run time limit of this attempt."""
 
@@ -74,6 +79,9 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
     model = session.get(ModelRow, job.model_id) if job.model_id else None
     names = dict.fromkeys(name for name in (job.dataset_id, job.evaluation_dataset_id) if name)
     datasets = {row.id: row for row in session.scalars(select(DatasetRow).where(DatasetRow.id.in_(names)))}
+    recipe = Recipe.model_validate(job.recipe) if job.recipe is not None else None
+    taught_by = name_teachers(recipe) if recipe else ()
+    teachers = {row.id: row for row in session.scalars(select(ModelRow).where(ModelRow.id.in_(taught_by)))}
     assert job.deadline_seconds is not None, "queued without a run time limit"
     return Claim(
         job_id=job.id,
@@ -82,9 +90,10 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
         attempt=job.attempt,
         max_attempts=job.max_attempts,
         action=job.action,
-        recipe=Recipe.model_validate(job.recipe) if job.recipe is not None else None,
+        recipe=recipe,
         model=_describe(model) if model else None,
         datasets=tuple(_describe(datasets[name]) for name in names),
+        teachers=tuple(_describe(teachers[name]) for name in taught_by),
         deadline_seconds=job.deadline_seconds,
     )
 
@@ -121,4 +130,5 @@ def _describe_progress(progress: Progress) -> dict[str, object]:
 
 
 def _describe(row: ModelRow | DatasetRow) -> StoredFile:
-    return StoredFile(row.id, row.format, row.sha256, row.size_bytes)
+    architecture = row.architecture if isinstance(row, ModelRow) else None
+    return StoredFile(row.id, row.format, row.sha256, row.size_bytes, architecture)

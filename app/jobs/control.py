@@ -4,11 +4,13 @@ from sqlalchemy import delete, null, select
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
-from app.db.tables import JobRow
+from app.db.tables import JobRow, ModelRow
 from app.errors import Conflict, NotFound
 from app.jobs.endings import WAITING
 from app.jobs.lifecycle import TERMINAL, State, move
 from app.jobs.outbox import enqueue
+from app.jobs.teachers import name_teachers
+from app.recipes.recipe import Recipe
 from app.settings import Settings
 
 
@@ -63,6 +65,15 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str) -> 
                 f"dataset {data[column]} of job {job_id} was deleted",
                 code="dataset_deleted",
                 fix="Upload the dataset again and submit a new job.",
+            )
+    for model_id in name_teachers(Recipe.model_validate(job.recipe)):
+        # Locked, so that it is not deleted before this transaction ends.
+        teacher = select(ModelRow.id).where(ModelRow.id == model_id, ModelRow.owner == owner)
+        if session.scalar(teacher.with_for_update(read=True)) is None:
+            raise Conflict(
+                f"model {model_id}, a teacher of job {job_id}, was deleted",
+                code="model_deleted",
+                fix="Upload the model again and submit a new job.",
             )
     values = WAITING | {
         # Attempts count on, so that the logs of earlier ones keep their numbers.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from app.errors import Problem
-from app.jobs.bindings import DATA, find_column, is_float, point, suggest
+from app.jobs.bindings import DATA, TEXT, find_column, is_float, point, suggest
 from app.recipes.data import Data
 from app.recipes.facts import ColumnFacts, DatasetFacts, ModelFacts, TensorFacts
 
@@ -27,6 +27,14 @@ def find_label_problems(data: Data, model: ModelFacts, dataset: DatasetFacts) ->
     if column is None:
         expected = suggest(data.label_column, [known.name for known in dataset.columns])
         yield Problem(LABEL_COLUMN, f"the dataset has no column {data.label_column!r}; {expected}")
+    elif column.dtype == TEXT:
+        yield Problem(
+            LABEL_COLUMN,
+            f"labels are numbers, and column {column.name!r} is text; store the number of each class, or leave "
+            "label_column out to predict the tokens of the text"
+            if data.task == "language_modeling"
+            else f"labels are numbers, and column {column.name!r} is text; store the number of each class",
+        )
     elif data.task in ("classification", "language_modeling"):
         yield from _check_classes(data, column, output)
     elif not _same_numbers(column.shape, output.shape[1:]):

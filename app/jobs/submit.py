@@ -7,7 +7,9 @@ from sqlalchemy.orm import Session
 
 from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.errors import Conflict, InvalidRequest, NotReady, Problem
+from app.jobs.bindings import point
 from app.jobs.checks import CHECKING, REJECTED, queue_job
+from app.jobs.teachers import STEPS, find_teacher_problems, list_teachers
 from app.jobs.validate import find_problems
 from app.jobs.workers import require_isolation
 from app.recipes.facts import DatasetFacts, ModelFacts
@@ -78,15 +80,25 @@ def validate_submission(
             datasets[field] = _find(session, DatasetRow, dataset_id, owner, lock)
             if datasets[field] is None:
                 problems.append(Problem(f"/recipe/data/{field}", f"there is no dataset {dataset_id}"))
+    teachers: dict[str, ModelRow] = {}
+    for index, teacher_id in list_teachers(recipe):
+        teacher = _find(session, ModelRow, teacher_id, owner, lock)
+        if teacher is None:
+            place = point(STEPS, index, "teacher_model_id")
+            problems.append(Problem(place, f"there is no model {teacher_id}"))
+        else:
+            teachers[teacher_id] = teacher
     if problems:
         raise InvalidRequest(problems)
     assert model is not None
-    for row in (model, *datasets.values()):
+    for row in (model, *datasets.values(), *teachers.values()):
         assert row is not None
         _require_ready(row)
     model_facts = ModelFacts.model_validate(model.facts)
     facts = {field: DatasetFacts.model_validate(row.facts) for field, row in datasets.items() if row}
     problems = find_problems(recipe, model_facts, facts.get("dataset_id"), facts.get("evaluation_dataset_id"))
+    taught_by = {teacher_id: ModelFacts.model_validate(row.facts) for teacher_id, row in teachers.items()}
+    problems += find_teacher_problems(recipe, model_facts, taught_by)
     if problems:
         raise InvalidRequest(problems)
     return model_facts

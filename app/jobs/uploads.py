@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, false, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.db.clock import db_now
@@ -11,15 +11,25 @@ from app.errors import Conflict, NotFound
 from app.ids import new_id
 from app.jobs.checks import CHECKING, queue_check
 from app.jobs.lifecycle import TERMINAL
+from app.jobs.teachers import learns_from
 from app.settings import Settings
 from app.storage.base import Blob
 
 Upload = TypeVar("Upload", ModelRow, DatasetRow)
 
 
-def add_model(session: Session, settings: Settings, *, owner: str, name: str, format: str, blob: Blob) -> ModelRow:
+def add_model(
+    session: Session,
+    settings: Settings,
+    *,
+    owner: str,
+    name: str,
+    format: str,
+    blob: Blob,
+    architecture: str | None = None,
+) -> ModelRow:
     """Write down an uploaded model and queue its check."""
-    model = ModelRow(id=new_id("mdl"), **_describe(owner, name, format, blob))
+    model = ModelRow(id=new_id("mdl"), architecture=architecture, **_describe(owner, name, format, blob))
     session.add(model)
     session.flush()
     queue_check(session, settings, owner=owner, model_id=model.id)
@@ -54,7 +64,8 @@ def delete_upload(session: Session, table: type[Upload], owner: str, upload_id: 
     get_upload(session, table, owner, upload_id, for_update=True)
     columns = _references(table)
     uses = or_(*(column == upload_id for column in columns))
-    user = session.scalar(select(JobRow).where(uses, JobRow.state.not_in(TERMINAL)).limit(1))
+    learns = learns_from(upload_id) if table is ModelRow else false()
+    user = session.scalar(select(JobRow).where(or_(uses, learns), JobRow.state.not_in(TERMINAL)).limit(1))
     if user is not None:
         noun = _noun(table)
         what = f"job {user.id} is {user.state} and uses it" if user.action == "optimize" else "it is being checked"

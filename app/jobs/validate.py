@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 
 from app.errors import Problem
-from app.jobs.bindings import DATA, find_binding_problems, find_column, point, suggest
+from app.jobs.bindings import DATA, find_binding_problems, find_column, find_split_problems, point, suggest
 from app.jobs.labels import find_label_problems
 from app.recipes.base import DataNeed
 from app.recipes.data import Data
 from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.recipe import Recipe
+from app.recipes.training import TrainingSettings
 
 STEPS = "/recipe/steps"
 
@@ -17,10 +18,11 @@ def find_problems(
     recipe: Recipe, model: ModelFacts, dataset: DatasetFacts | None, evaluation: DatasetFacts | None
 ) -> list[Problem]:
     """Return everything that is wrong; `dataset` and `evaluation` are those the recipe names."""
-    problems = list(_check_steps(recipe, model))
+    problems = [*_check_steps(recipe, model), *_check_training(recipe, model)]
     if recipe.data is not None:
         assert dataset is not None, "the recipe names a dataset"
         problems += find_binding_problems(recipe.data, model, dataset)
+        problems += find_split_problems(recipe.data, dataset)
         problems += find_label_problems(recipe.data, model, dataset)
         problems += _check_rows(recipe.data, model, dataset, evaluation)
         if evaluation is not None:
@@ -55,6 +57,25 @@ def _check_steps(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
             yield Problem(point(STEPS, index), f"{step.kind} cannot work on this model: {refusal}")
 
 
+def _check_training(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
+    task = recipe.data.task if recipe.data else "none"
+    for index, step in enumerate(recipe.steps):
+        inner = getattr(step, "training", None)
+        settings, place = (inner, (index, "training")) if inner is not None else (step, (index,))
+        if not isinstance(settings, TrainingSettings):
+            continue
+        if settings.label_smoothing and task != "classification":
+            yield Problem(
+                point(STEPS, *place, "label_smoothing"),
+                f"smoothing is for classification; recipe.data.task is {task!r}",
+            )
+        if settings.augmentations and not any(len(tensor.shape) == 4 for tensor in model.inputs):
+            shapes = [list(tensor.shape) for tensor in model.inputs]
+            yield Problem(
+                point(STEPS, *place, "augmentations"), f"they are for 4-d image inputs; the model's are {shapes}"
+            )
+
+
 def _check_rows(
     data: Data, model: ModelFacts, dataset: DatasetFacts, evaluation: DatasetFacts | None
 ) -> Iterator[Problem]:
@@ -66,6 +87,8 @@ def _check_rows(
                 place, f"the dataset has {dataset.num_rows} rows; one to train on and one to measure on are needed"
             )
             return
+        if data.split_column is not None:
+            return  # how many rows have which value is known only to the engine
         held_out = min(max(round(dataset.num_rows * data.evaluation_fraction), 1), dataset.num_rows - 1)
     elif evaluation.num_rows < 1:
         yield Problem(point(DATA, "evaluation_dataset_id"), "the evaluation dataset has no rows")
@@ -87,6 +110,13 @@ def _check_independence(recipe: Recipe, data: Data) -> Iterator[Problem]:
 
 def _check_evaluation(data: Data, dataset: DatasetFacts, evaluation: DatasetFacts) -> Iterator[Problem]:
     used = {binding.column for binding in data.inputs.values()} | ({data.label_column} if data.label_column else set())
+    resized = {binding.column for binding in data.inputs.values() if binding.resize is not None}
+    if dataset.classes != evaluation.classes:
+        yield Problem(
+            point(DATA, "evaluation_dataset_id"),
+            f"the classes are {list(evaluation.classes[:10])} here and {list(dataset.classes[:10])} in the training "
+            "data; both zips need the same folders, or the same number means two things",
+        )
     for name in sorted(used):
         first, second = find_column(dataset, name), find_column(evaluation, name)
         if first is None:
@@ -94,6 +124,8 @@ def _check_evaluation(data: Data, dataset: DatasetFacts, evaluation: DatasetFact
         place = point(DATA, "evaluation_dataset_id")
         if second is None:
             yield Problem(place, f"the evaluation dataset has no column {name!r}, which the recipe uses")
+        elif name in resized and first.shape[-1:] == second.shape[-1:]:
+            continue
         elif (first.dtype, first.shape) != (second.dtype, second.shape):
             yield Problem(
                 place,

@@ -32,6 +32,8 @@ class Form(StrEnum):
 
     MODULE = "module"
     """A trainable torch module."""
+    CODED = "coded"
+    """A module whose weights stand in few bits: training would undo that, coding other layers would not."""
     INTEGER = "integer"
     """An integer ONNX program: final, it can only be measured and downloaded."""
 
@@ -43,8 +45,12 @@ class BaseStep(Spec):
     """The row of the technique table: pruning, quantization, training, ..."""
     summary: ClassVar[str]
     """One sentence: what it does and what it honestly gains."""
+    takes: ClassVar[frozenset[Form]] = frozenset({Form.MODULE})
+    """The forms this step can work on."""
     leaves: ClassVar[Form] = Form.MODULE
     """The form of the program after this step."""
+    fills_zeros: ClassVar[bool] = False
+    """Whether it leaves zeros that only a packed file does not store."""
     undone_by: ClassVar[dict[str, str]] = {}
     """Kinds that must not come later in the recipe, each with the reason."""
 

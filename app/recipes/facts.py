@@ -54,6 +54,8 @@ class ModelFacts(Spec):
     layers: Items[LayerFacts]
     tied: Items[Items[str]]
     """Groups of parameter names that share one tensor."""
+    tokenizer: bool = False
+    """It came with its tokenizer, so its integer inputs can be made from a column of text."""
     capabilities: Items[Capability]
     warnings: Items[str] = ()
 
@@ -63,7 +65,9 @@ class ColumnFacts(Spec):
 
     name: str
     dtype: str
-    shape: Items[int]
+    """Of the numbers, e.g. float32; "string" for text, which the model's tokenizer makes into numbers."""
+    shape: Items[int | str]
+    """A size that differs between the rows is a word, e.g. "height"; only images have such, and `resize` fixes them."""
 
 
 class DatasetFacts(Spec):
@@ -71,3 +75,5 @@ class DatasetFacts(Spec):
 
     num_rows: int
     columns: Items[ColumnFacts]
+    classes: Items[str] = ()
+    """format=images: the names of the classes, in the order of their numbers in column `label`."""

@@ -46,6 +46,8 @@ class Measurement(Spec):
     """Peak resident growth of a fresh process that loads and runs the model once."""
     file_bytes: int
     """The file in the target's runtime format, on disk."""
+    packed_bytes: int | None = None
+    """The packed file, whole: graph, codebooks, indices and tables; None where none was made."""
     parameters: int
     """Numbers stored."""
     nonzero_parameters: int
@@ -82,6 +84,8 @@ class Comparison(Spec):
     latency_ratio: Ratio
     """Result / original, below 1 is faster."""
     file_ratio: float
+    packed_ratio: float | None = None
+    """Packed file of the result / file of the original."""
     parameters_ratio: float
     macs_ratio: float | None
     peak_memory_ratio: float | None
@@ -102,6 +106,28 @@ class StepMetrics(Spec):
     """After the step; None where the form has no parameters to count."""
     nonzero_parameters: int | None
     macs: int | None
+    packed_bytes: int | None = None
+    """Of the packed weights after the step, where the recipe makes a packed file: what this stage gained."""
+
+
+class LayerEffect(Spec):
+    """What one choice for one layer alone, everything else as it was, did to the model."""
+
+    step: int
+    """Index into recipe.steps."""
+    layer: str
+    """Its name."""
+    choice: str
+    """What was tried, e.g. "int4" or "ratio 0.5"."""
+    metric: str
+    """What `effect` is, e.g. "output_error" (squared error of the output over its squared length) or
+    "output_divergence" (mean Kullback-Leibler divergence of the predicted classes, in nats)."""
+    effect: float
+    """The number; 0 is none, larger is worse."""
+    weight_bytes: int | None = None
+    """Of the layer's weights with this choice."""
+    chosen: bool = False
+    """Whether the step took this choice for this layer."""
 
 
 class LayerMetrics(Spec):
@@ -149,5 +175,7 @@ class Metrics(Spec):
     comparison: Comparison
     steps: Items[StepMetrics]
     layers: Items[LayerMetrics] = Field(max_length=100_000)
+    sensitivity: Items[LayerEffect] = Field((), max_length=100_000)
+    """Which layer suffers from what, as far as the steps measured it."""
     verdict: Verdict
     environment: Environment

@@ -23,8 +23,10 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FileName = Annotated[str, Field(pattern=FILE_NAME)]
 
 Action = Literal["check_model", "check_dataset", "optimize", "verify"]
-ModelFormat = Literal["pt2"]
-DatasetFormat = Literal["npz", "safetensors"]
+ModelFormat = Literal["pt2", "hf", "safetensors"]
+"""torch.export program; zip of a Hugging Face folder; state dict of a catalogue architecture."""
+DatasetFormat = Literal["npz", "safetensors", "parquet", "images"]
+"""Arrays; arrays; table; zip with one folder of images per class."""
 
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_PROGRESS_LINE_BYTES = 64 * 1024
@@ -36,6 +38,14 @@ class ModelFile(Spec):
     file: FileName
     format: ModelFormat
     sha256: str
+    architecture: str | None = None
+    """safetensors: the catalogue's name of the program that uses the weights, e.g. "resnet20"."""
+
+
+class Teacher(ModelFile):
+    """Another model that a step learns from."""
+
+    id: str
 
 
 class DatasetFile(Spec):
@@ -52,6 +62,8 @@ class Plan(Spec):
 
     action: Action
     model: ModelFile | None = None
+    teachers: Items[Teacher] = ()
+    """The models that the recipe's steps name as teachers."""
     datasets: Items[DatasetFile] = ()
     recipe: Recipe | None = None
     num_threads: int = Field(1, ge=1)

@@ -6,21 +6,59 @@ from pydantic import Field, model_validator
 
 from app.recipes.base import BaseStep, DataNeed, Form, Items, Spec
 from app.recipes.data import Data
-from app.recipes.pruning import PruneMagnitude, PruneStructured
-from app.recipes.quantization import QuantizeInt8
-from app.recipes.training import Finetune
+from app.recipes.distillation import Distill
+from app.recipes.low_rank import FactorizeLowRank
+from app.recipes.pruning import PruneMagnitude, PruneNM, PruneStructured, PruneWanda
+from app.recipes.quantization import (
+    QuantizeAwareTraining,
+    QuantizeFixed,
+    QuantizeFloat,
+    QuantizeInt4,
+    QuantizeInt8,
+    QuantizeMixed,
+)
+from app.recipes.sharing import ShareWeights
+from app.recipes.training import Finetune, Train
 
-Step = Annotated[PruneStructured | PruneMagnitude | Finetune | QuantizeInt8, Field(discriminator="kind")]
+Step = Annotated[
+    Train
+    | PruneStructured
+    | FactorizeLowRank
+    | PruneMagnitude
+    | PruneNM
+    | PruneWanda
+    | Finetune
+    | Distill
+    | ShareWeights
+    | QuantizeMixed
+    | QuantizeInt4
+    | QuantizeFloat
+    | QuantizeFixed
+    | QuantizeAwareTraining
+    | QuantizeInt8,
+    Field(discriminator="kind"),
+]
 
 KINDS: dict[str, type[BaseStep]] = {
+    "train": Train,
     "prune_structured": PruneStructured,
+    "factorize_low_rank": FactorizeLowRank,
     "prune_magnitude": PruneMagnitude,
+    "prune_n_m": PruneNM,
+    "prune_wanda": PruneWanda,
     "finetune": Finetune,
+    "distill": Distill,
+    "share_weights": ShareWeights,
+    "quantize_mixed": QuantizeMixed,
+    "quantize_int4": QuantizeInt4,
+    "quantize_float": QuantizeFloat,
+    "quantize_fixed": QuantizeFixed,
+    "quantize_aware_training": QuantizeAwareTraining,
     "quantize_int8": QuantizeInt8,
 }
-"""Every technique by its name, in the order they are shown."""
+"""Every technique by its name, in the order in which they are usually applied."""
 
-Format = Literal["onnx", "pt2", "safetensors"]
+Format = Literal["onnx", "pt2", "safetensors", "packed"]
 
 
 class Target(Spec):
@@ -41,8 +79,9 @@ class Target(Spec):
 class Outputs(Spec):
     """The files a job leaves behind."""
 
-    formats: Items[Format] | None = Field(None, max_length=3, json_schema_extra={"minItems": 1})
-    """Null: all that the final form allows (integer models exist as ONNX only)."""
+    formats: Items[Format] | None = Field(None, max_length=4, json_schema_extra={"minItems": 1})
+    """Null: what suits the final form. `packed` stores weights in as few bits as they have: zeros are left out, shared
+    and quantized weights are indices, entropy-coded; load.py decodes it. Integer models exist as ONNX only."""
 
 
 class Recipe(Spec):
@@ -72,11 +111,14 @@ class Recipe(Spec):
     def _check_order(self) -> Self:
         for index, step in enumerate(self.steps):
             later = self.steps[index + 1 :]
-            if later and step.leaves is Form.INTEGER:
-                raise ValueError(
-                    f"steps[{index}] {step.kind} leaves an integer model that {later[0].kind} cannot work on; "
-                    f"make {step.kind} the last step"
+            if later and step.leaves not in later[0].takes:
+                what = "an integer model" if step.leaves is Form.INTEGER else "weights in few bits"
+                way = (
+                    "use one of them"
+                    if later[0].leaves is not Form.MODULE
+                    else f"put {later[0].kind} before {step.kind}, or leave it out"
                 )
+                raise ValueError(f"steps[{index}] {step.kind} leaves {what} that {later[0].kind} cannot work on; {way}")
             for offset, other in enumerate(later, start=index + 1):
                 if other.kind in step.undone_by:
                     raise ValueError(
@@ -101,7 +143,7 @@ class Recipe(Spec):
     def _check_outputs(self) -> Self:
         if self.form is Form.INTEGER:
             if self.target.runtime != "onnxruntime":
-                raise ValueError("quantize_int8 makes an ONNX model; set target.runtime to 'onnxruntime'")
+                raise ValueError(f"{self.steps[-1].kind} makes an ONNX model; set target.runtime to 'onnxruntime'")
             wrong = [f for f in self.outputs.formats or () if f != "onnx"]
             if wrong:
                 raise ValueError(f"an integer model exists as onnx only; remove {wrong} from outputs.formats")
@@ -122,4 +164,9 @@ class Recipe(Spec):
         """The artifact formats this recipe produces."""
         if self.outputs.formats is not None:
             return tuple(dict.fromkeys(self.outputs.formats))
-        return ("onnx",) if self.form is Form.INTEGER else ("onnx", "pt2", "safetensors")
+        if self.form is Form.INTEGER:
+            return ("onnx",)
+        if self.form is Form.CODED:
+            return ("onnx", "packed")
+        sparse = any(step.fills_zeros for step in self.steps)
+        return ("onnx", "pt2", "safetensors", *(("packed",) if sparse else ()))

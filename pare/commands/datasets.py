@@ -16,7 +16,7 @@ app = typer.Typer(help="Uploaded datasets.", no_args_is_help=True)
 @service_command
 def upload(
     call: Invocation,
-    file: Annotated[Path, typer.Argument(help="Equally long columns in a .npz or .safetensors file.")],
+    file: Annotated[Path, typer.Argument(help="A .npz, .safetensors or .parquet file, or a .zip of images.")],
     name: Annotated[str | None, typer.Option(help="A name for lists; default the file's.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the service has checked it.")] = True,
 ) -> None:

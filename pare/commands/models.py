@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pare.commands.invocation import Invocation, service_command
-from pare.commands.tables import model_page, models_table
+from pare.commands.tables import architectures_table, model_page, models_table
 from pare.progress import ProgressDisplay
 
 app = typer.Typer(help="Uploaded models.", no_args_is_help=True)
@@ -16,16 +16,31 @@ app = typer.Typer(help="Uploaded models.", no_args_is_help=True)
 @service_command
 def upload(
     call: Invocation,
-    file: Annotated[Path, typer.Argument(help="A program saved with torch.export.save (.pt2).")],
+    file: Annotated[Path, typer.Argument(help="A .pt2 or .safetensors file, or a zip of a Hugging Face folder.")],
     name: Annotated[str | None, typer.Option(help="A name for lists; default the file's.")] = None,
+    format: Annotated[str | None, typer.Option(help="pt2, hf or safetensors; default what the file is.")] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="safetensors: the program that uses the weights; see `models architectures`.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait until the service has checked it.")] = True,
 ) -> None:
     """Upload a model and say what the service found in it."""
     with call.client() as client, ProgressDisplay(enabled=not call.json) as display:
-        model = client.models.upload(file, name=name, on_bytes=display.bytes_of(file.name))
+        model = client.models.upload(
+            file, name=name, format=format, architecture=architecture, on_bytes=display.bytes_of(file.name)
+        )
         if wait:
             model = client.models.wait(model.id)
     call.show(model.raw, model_page(model))
+
+
+@app.command()
+@service_command
+def architectures(call: Invocation) -> None:
+    """List the architectures that a safetensors file can be uploaded for."""
+    with call.client() as client:
+        items = client.models.architectures()
+    call.show({"items": list(items)}, architectures_table(items))
 
 
 @app.command("list")

@@ -1,6 +1,7 @@
 """Records of the service as tables for people."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -61,6 +62,12 @@ def model_page(model: Model) -> RenderableType:
     return Group(*parts)
 
 
+def architectures_table(items: Iterable[dict[str, Any]]) -> Table:
+    """Return the architectures with their parameters."""
+    rows = ((i["name"], ", ".join(p["name"] for p in i["parameters"]), i["weights"]) for i in items)
+    return grid(("name", "parameters", "names of the weights"), rows)
+
+
 def datasets_table(datasets: Iterable[Dataset]) -> Table:
     """Return a list of datasets."""
     return grid(
@@ -87,6 +94,9 @@ def dataset_page(dataset: Dataset) -> RenderableType:
     if dataset.facts is not None:
         rows = ((c.name, c.dtype, str(list(c.shape))) for c in dataset.facts.columns)
         parts += ["", grid(("column", "dtype", "shape of a row"), rows)]
+        if dataset.facts.classes:
+            names = (f"{number} {name}" for number, name in enumerate(dataset.facts.classes[:20]))
+            parts += ["", f"{len(dataset.facts.classes)} classes: " + ", ".join(names)]
     return Group(*parts)
 
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -21,6 +24,8 @@ from worker.engine import load
 from worker.engine.artifacts import choose_tolerance, write_artifacts
 from worker.engine.measure.compare import compare
 from worker.engine.measure.verdict import judge
+from worker.engine.programs.export_packed import export_packed
+from worker.engine.programs.intake import open_program
 
 LATENCY = Latency(batch_size=1, num_threads=1, num_runs=10, p50_ms=1.0, p90_ms=1.0, p99_ms=1.0, mean_ms=1.0)
 MEASURED = Measurement(
@@ -65,6 +70,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Artifact
     write_pt2(module, directory / "model.pt2")
     save_file({name: tensor.numpy() for name, tensor in module.state_dict().items()}, directory / "model.safetensors")
     write_onnx(module, directory / "model.onnx")
+    (directory / "scratch").mkdir()
+    program = open_program(directory / "model.pt2", directory / "scratch")
+    named = replace(program.signature, outputs=SIGNATURE.outputs)
+    export_packed(replace(program, signature=named), directory / "model.packed")
+    shutil.rmtree(directory / "scratch")
     samples = (
         {"x": inputs[0].numpy(), "file": inputs[1].numpy()},
         {"sum": module(*inputs).detach().numpy()},
@@ -102,19 +112,19 @@ def run_alone(directory: Path, *arguments: str) -> subprocess.CompletedProcess[s
 def test_it_runs_every_model_where_pare_is_not_importable(made: tuple[Path, Any]) -> None:
     done = run_alone(made[0], "--check")
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["model.onnx", "model.pt2"]
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["model.onnx", "model.packed", "model.pt2"]
     assert "largest difference" in done.stdout
 
 
 def test_it_needs_only_the_one_model_file_it_is_asked_for(made: tuple[Path, Any], tmp_path: Path) -> None:
     directory = copy(made, tmp_path)
-    (directory / "model.pt2").unlink()
-    (directory / "model.safetensors").unlink()
+    for name in ("model.packed", "model.pt2", "model.safetensors"):
+        (directory / name).unlink()
     done = run_alone(directory, "--file", "model.onnx", "--check")
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "model.safetensors", "sample_input.npz"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.packed", "model.pt2", "model.safetensors", "sample_input.npz"])
 def test_a_changed_byte_is_noticed_before_anything_is_loaded(made: tuple[Path, Any], tmp_path: Path, name: str) -> None:
     path = copy(made, tmp_path) / name
     content = bytearray(path.read_bytes())
@@ -128,10 +138,18 @@ def test_a_changed_byte_is_noticed_before_anything_is_loaded(made: tuple[Path, A
         opens.get(name, lambda: load.load(path))()
 
 
+def test_packed_weights_load_and_become_an_ordinary_onnx_file(made: tuple[Path, Any], tmp_path: Path) -> None:
+    weights = load.load_weights(made[0] / "model.packed")
+    assert {name: array.shape for name, array in weights.items()} == {"layer.weight": (2, 3), "layer.bias": (2,)}
+    done = run_alone(made[0], "--unpack", str(tmp_path / "unpacked.onnx"))
+    assert done.returncode == 0, done.stderr
+    onnx.checker.check_model(onnx.load(tmp_path / "unpacked.onnx"), full_check=True)
+
+
 def test_weights_without_a_model_file_are_checked_too(made: tuple[Path, Any], tmp_path: Path) -> None:
     copy(made, tmp_path)
-    (tmp_path / "model.onnx").unlink()
-    (tmp_path / "model.pt2").unlink()
+    for name in ("model.onnx", "model.packed", "model.pt2"):
+        (tmp_path / name).unlink()
     for right in (True, False):
         if not right:
             with (tmp_path / "model.safetensors").open("ab") as file:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pare.data import bind, write_dataset
-from pare.errors import DataUnusable
+from pare.errors import DataUnusable, UsageError
 from pare.records import Column, Dataset, DatasetFacts, Model, ModelFacts, Tensor
+from pare.resources import dataset_format
 
 DATASET_ID = "dst_" + "a" * 26
 
@@ -107,3 +108,31 @@ def test_columns_that_no_model_could_read_are_refused(tmp_path: Path, columns: d
         write_dataset(columns, tmp_path / "d.npz")
     assert word in caught.value.detail
     assert not (tmp_path / "d.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("x.npz", "npz"), ("x.safetensors", "safetensors"), ("x.parquet", "parquet"), ("x.ZIP", "images")],
+)
+def test_suffix_of_a_dataset_says_its_format(name: str, format: str) -> None:
+    assert dataset_format(Path(name)) == format
+
+
+def test_other_suffixes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"x\.csv is neither"):
+        dataset_format(Path("x.csv"))
+
+
+def test_text_feeds_the_integer_inputs_of_a_model_with_its_tokenizer() -> None:
+    inputs = tuple(Tensor(name, "int64", ("batch", "sequence")) for name in ("input_ids", "attention_mask"))
+    columns = tuple(
+        Column(name, dtype, ()) for name, dtype in (("text", "string"), ("y", "int64"), ("split", "string"))
+    )
+    dataset = Dataset(DATASET_ID, "d", "parquet", "ready", 1, "", "", DatasetFacts(10, columns))
+    facts = ModelFacts(inputs, (), True, None, "eval", 1, 4, tokenizer=True)
+    model = Model("mdl_x", "m", "hf", "ready", 1, "", "", facts)
+
+    data = bind(model, dataset, task="classification")
+
+    assert data["inputs"] == {"input_ids": {"column": "text"}, "attention_mask": {"column": "text"}}
+    assert data["label_column"] == "y"

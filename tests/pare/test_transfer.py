@@ -140,5 +140,5 @@ def test_an_upload_of_nothing_is_a_usage_error(client: Client, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"missing\.pt2 is not a file"):
         client.models.upload(tmp_path / "missing.pt2")
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(UsageError, match=r"neither \.npz nor \.safetensors"):
+    with pytest.raises(UsageError, match=r"neither \.npz, \.safetensors"):
         client.datasets.upload(tmp_path / "data.csv")

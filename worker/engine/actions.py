@@ -24,7 +24,8 @@ def _check_model(plan: Plan, directory: Path, reporter: Reporter) -> EngineResul
     assert plan.model is not None
     reporter.expect([Stage("open_model", 3.0), Stage("inspect", 1.0)])
     reporter.enter("open_model")
-    program = open_program(directory / "in" / plan.model.file, directory / "tmp")
+    model = plan.model
+    program = open_program(directory / "in" / model.file, directory / "tmp", model.format, model.architecture)
     reporter.enter("inspect")
     return EngineResult(model=describe(program, inspect_all(program)))
 

@@ -93,7 +93,11 @@ def _tell_origin(plan: Plan) -> dict[str, Any]:
     assert plan.model is not None
     return {
         "made_from": {
-            "model": {"sha256": plan.model.sha256, "format": plan.model.format},
+            "model": {
+                "sha256": plan.model.sha256,
+                "format": plan.model.format,
+                "architecture": plan.model.architecture,
+            },
             "datasets": {each.id: {"sha256": each.sha256, "format": each.format} for each in plan.datasets},
         },
         "recipe": plan.recipe.model_dump(mode="json"),

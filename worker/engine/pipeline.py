@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from app.recipes.base import Form
+from app.recipes.distillation import Distill
 from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineResult, Plan
 from app.recipes.recipe import Format, Recipe, Target
@@ -21,9 +23,11 @@ from worker.engine.measure.size import count_nonzero_by_layer, count_parameters
 from worker.engine.measure.verdict import judge
 from worker.engine.programs.describe import describe
 from worker.engine.programs.export_onnx import export_onnx
+from worker.engine.programs.export_packed import export_packed
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.export_safetensors import export_safetensors
 from worker.engine.programs.intake import open_program
+from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter, Stage
 from worker.engine.steps import expect_steps, run_steps
@@ -33,6 +37,7 @@ EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
     "onnx": export_onnx,
     "pt2": export_pt2,
     "safetensors": export_safetensors,
+    "packed": export_packed,
 }
 RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
 
@@ -54,7 +59,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
     )
     scratch = directory / "tmp"
     reporter.enter("open_model")
-    program = open_program(directory / "in" / plan.model.file, scratch)
+    program = open_program(directory / "in" / plan.model.file, scratch, plan.model.format, plan.model.architecture)
     signature = program.signature
     batch_size, notes = choose_batch(signature, recipe.target)
     examples = _open_examples(plan, program, directory)
@@ -63,7 +68,17 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
     layers = describe(program, ()).layers
     original = _write_subject(program, program, recipe.target, scratch / "original")
 
-    made = run_steps(recipe, program, examples, num_threads=plan.num_threads, directory=scratch, reporter=reporter)
+    untouched = program.copy() if _needs_original(recipe) else None
+    made = run_steps(
+        recipe,
+        program,
+        examples,
+        num_threads=plan.num_threads,
+        directory=scratch,
+        reporter=reporter,
+        open_original=None if untouched is None else untouched.copy,
+        open_teacher=partial(_open_teacher, plan, directory),
+    )
 
     reporter.enter("export")
     artifacts = directory / "out" / "artifacts"
@@ -91,6 +106,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
         comparison=pair.comparison,
         steps=tuple(made.steps),
         layers=compare_layers(layers, describe(made.module, ()).layers, count_nonzero_by_layer(made.module)),
+        sensitivity=tuple(made.sensitivity),
         verdict=judge(
             pair.baseline,
             pair.result,
@@ -106,7 +122,8 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
 
     reporter.enter("artifacts")
     samples = make_sample(made.program, artifacts / "model.onnx", inputs[0])
-    files = write_artifacts(plan, metrics, signature, samples, artifacts, integer=recipe.form is Form.INTEGER)
+    integer = recipe.form is Form.INTEGER or ("onnx" in recipe.formats and bool(find_integer_layers(made.module)))
+    files = write_artifacts(plan, metrics, signature, samples, artifacts, integer=integer)
     return EngineResult(metrics=metrics, artifacts=files)
 
 
@@ -117,7 +134,18 @@ def _open_examples(plan: Plan, program: Program, directory: Path) -> BoundExampl
     files = {each.id: (directory / "in" / each.file, each.format) for each in plan.datasets}
     unpacked = directory / "tmp" / "examples"
     unpacked.mkdir()
-    return open_examples(plan.recipe.data, files, program.signature, plan.recipe.seed, unpacked)
+    return open_examples(plan.recipe.data, files, program.signature, plan.recipe.seed, unpacked, program.tokenizer)
+
+
+def _needs_original(recipe: Recipe) -> bool:
+    return any(isinstance(step, Distill) and step.teacher_model_id is None for step in recipe.steps)
+
+
+def _open_teacher(plan: Plan, directory: Path, model_id: str) -> Program:
+    teacher = next(each for each in plan.teachers if each.id == model_id)
+    scratch = directory / "tmp" / model_id
+    scratch.mkdir(exist_ok=True)
+    return open_program(directory / "in" / teacher.file, scratch, teacher.format, teacher.architecture)
 
 
 def _export(program: Program | OnnxProgram, recipe: Recipe, directory: Path, reporter: Reporter) -> None:
@@ -142,4 +170,11 @@ def _write_subject(
         assert isinstance(program, Program), "an OnnxProgram's only format is its artifact"
         EXPORTS[form](program, path)
     macs = count_macs(module)
-    return Subject(path, count_parameters(program), macs.total, tuple(macs.uncounted))
+    packed = artifacts / "model.packed" if artifacts else None
+    return Subject(
+        path,
+        count_parameters(program),
+        macs.total,
+        tuple(macs.uncounted),
+        packed_bytes=packed.stat().st_size if packed is not None and packed.exists() else None,
+    )

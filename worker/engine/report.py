@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from app.recipes.metrics import Measurement, Metrics
+from app.recipes.metrics import LayerEffect, Measurement, Metrics
 
 MAX_LAYERS = 40
 """Largest layers listed; the metrics have them all."""
@@ -21,7 +21,10 @@ def write_report(metrics: Metrics) -> str:
         if sentences:
             parts += [f"## {title}", "", *(f"- {sentence}" for sentence in sentences), ""]
     parts += ["## Steps", "", *_list_steps(metrics), "", "## Outputs compared with the original", ""]
-    parts += [*_list_outputs(metrics), "", "## Layers", "", *_list_layers(metrics), "", "## Measured on", ""]
+    parts += [*_list_outputs(metrics), ""]
+    if metrics.sensitivity:
+        parts += ["## Sensitivity", "", *_list_sensitivity(metrics)]
+    parts += ["## Layers", "", *_list_layers(metrics), "", "## Measured on", ""]
     environment = metrics.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     parts += [
@@ -54,6 +57,8 @@ def _compare(metrics: Metrics) -> list[str]:
     add("throughput", lambda each: f"{each.throughput_per_second:,.0f} / s")
     add("peak memory", lambda each: f"{each.peak_memory_bytes:,} B", _optional(comparison.peak_memory_ratio))
     add("file", lambda each: f"{each.file_bytes:,} B", f"{comparison.file_ratio:.3f}")
+    if after.packed_bytes is not None:
+        add("packed file", lambda each: _bytes(each.packed_bytes), f"{_optional(comparison.packed_ratio)} of the file")
     add("numbers stored", lambda each: f"{each.parameters:,}", f"{comparison.parameters_ratio:.3f}")
     add("of these not zero", lambda each: f"{each.nonzero_parameters:,}")
     add(
@@ -77,12 +82,16 @@ def _quality(measurement: Measurement) -> str:
 
 
 def _list_steps(metrics: Metrics) -> list[str]:
-    rows = [_row("step", "seconds", "parameters", "not zero", "MACs", "facts"), "|---|---:|---:|---:|---:|---|"]
+    rows = [
+        _row("step", "seconds", "parameters", "not zero", "MACs", "packed weights", "facts"),
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
     for step in metrics.steps:
         facts = ", ".join(f"{name} {_fact(value)}" for name, value in step.facts.items())
         counts = (step.parameters, step.nonzero_parameters, step.macs)
         numbers = map(_number, counts)
-        rows.append(_row(f"{step.index} {step.kind}", f"{step.seconds:.1f}", *numbers, facts))
+        packed = _bytes(step.packed_bytes)
+        rows.append(_row(f"{step.index} {step.kind}", f"{step.seconds:.1f}", *numbers, packed, facts))
     return rows
 
 
@@ -115,12 +124,45 @@ def _list_layers(metrics: Metrics) -> list[str]:
     return rows
 
 
+def _list_sensitivity(metrics: Metrics) -> list[str]:
+    """List, for each step that measured it, the layers that suffer most; the choice taken is bold."""
+    rows: list[str] = []
+    for step, metric in dict.fromkeys((each.step, each.metric) for each in metrics.sensitivity):
+        effects = [each for each in metrics.sensitivity if (each.step, each.metric) == (step, metric)]
+        choices = list(dict.fromkeys(each.choice for each in effects))
+        layers: dict[str, dict[str, LayerEffect]] = {}
+        for each in effects:
+            layers.setdefault(each.layer, {})[each.choice] = each
+        worst = sorted(layers, key=lambda name: -max(each.effect for each in layers[name].values()))[:MAX_LAYERS]
+        rows += [
+            f"Step {step}: {metric.replace('_', ' ')} of the model when one layer alone is changed, worst first; bold "
+            f"was chosen. {len(worst)} of {len(layers)} layers.",
+            "",
+            _row("layer", *choices),
+            "|---|" + "---:|" * len(choices),
+        ]
+        for name in worst:
+            rows.append(_row(name, *(_effect(layers[name].get(choice)) for choice in choices)))
+        rows.append("")
+    return rows
+
+
+def _effect(effect: LayerEffect | None) -> str:
+    if effect is None:
+        return "-"
+    return f"**{effect.effect:.3g}**" if effect.chosen else f"{effect.effect:.3g}"
+
+
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
+
+
+def _bytes(value: int | None) -> str:
+    return "-" if value is None else f"{value:,} B"
 
 
 def _threads(number: int) -> str:

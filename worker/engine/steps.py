@@ -3,21 +3,26 @@
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.recipes.metrics import StepMetrics
+from app.recipes.metrics import LayerEffect, StepMetrics
 from app.recipes.recipe import Recipe
 from worker.engine.environment import seed_everything
 from worker.engine.measure.macs import count_macs
-from worker.engine.measure.size import count_parameters
+from worker.engine.measure.size import count_packed_bytes, count_parameters
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter, Stage
 from worker.engine.techniques.base import Context
 from worker.engine.techniques.registry import TECHNIQUES
 from worker.engine.training.examples import BoundExamples
 
-STEP_WEIGHTS = {"finetune": 12.0, "prune_structured": 5.0, "quantize_int8": 5.0}
+STEP_WEIGHTS = {
+    "train": 12.0, "finetune": 12.0, "distill": 15.0, "quantize_aware_training": 20.0,
+    "prune_structured": 5.0, "factorize_low_rank": 3.0, "prune_wanda": 2.0, "prune_n_m": 2.0,
+    "share_weights": 3.0, "quantize_mixed": 8.0, "quantize_int4": 4.0, "quantize_int8": 5.0,
+}  # fmt: skip
 """Guessed seconds, on the scale of the pipeline's other stages; a kind that is not here counts 1."""
 
 
@@ -30,6 +35,7 @@ class Made:
     """The last trainable form: `program` itself, or what it was made from when it is an ONNX file."""
     steps: list[StepMetrics] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    sensitivity: list[LayerEffect] = field(default_factory=list)
 
 
 def expect_steps(recipe: Recipe) -> list[Stage]:
@@ -45,16 +51,22 @@ def run_steps(
     num_threads: int,
     directory: Path,
     reporter: Reporter,
+    open_original: Callable[[], Program] | None = None,
+    open_teacher: Callable[[str], Program] | None = None,
 ) -> Made:
     """Apply every step of the recipe to the program, which is changed in place."""
     made = Made(program, program)
+    effects: dict[str, float] = {}
     for index, step in enumerate(recipe.steps):
         reporter.enter(step.kind)
         seed = derive_seed(recipe.seed, index)
         seed_everything(seed)
         scratch = directory / f"step_{index}"
         scratch.mkdir()
-        context = Context(seed, num_threads, scratch, examples, reporter.report)
+        context = Context(
+            seed, num_threads, scratch, examples, reporter.report, index=index, target=recipe.target,
+            open_original=open_original, open_teacher=open_teacher, effects=effects,
+        )  # fmt: skip
         started_at = time.perf_counter()
         outcome = TECHNIQUES[step.kind].run(made.module, step, context)
         seconds = time.perf_counter() - started_at
@@ -62,8 +74,9 @@ def run_steps(
         if isinstance(outcome.program, Program):
             made.module = outcome.program
         made.warnings += outcome.warnings
+        made.sensitivity += outcome.sensitivity
         facts = {name: _plain(value) for name, value in outcome.facts.items()}
-        made.steps.append(_count(index, step.kind, seconds, facts, made))
+        made.steps.append(_count(index, step.kind, seconds, facts, made, packed="packed" in recipe.formats))
         for line in (*(f"{name} = {value}" for name, value in facts.items()), *outcome.warnings):
             reporter.note(f"  {line}")
     return made
@@ -75,7 +88,13 @@ def derive_seed(seed: int, index: int) -> int:
 
 
 def _count(
-    index: int, kind: str, seconds: float, facts: dict[str, float | int | str | bool | None], made: Made
+    index: int,
+    kind: str,
+    seconds: float,
+    facts: dict[str, float | int | str | bool | None],
+    made: Made,
+    *,
+    packed: bool,
 ) -> StepMetrics:
     parameters = count_parameters(made.program)
     return StepMetrics(
@@ -86,6 +105,7 @@ def _count(
         parameters=parameters.total,
         nonzero_parameters=parameters.nonzero,
         macs=count_macs(made.module).total,
+        packed_bytes=count_packed_bytes(made.program) if packed and isinstance(made.program, Program) else None,
     )
 
 

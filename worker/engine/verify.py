@@ -71,9 +71,9 @@ def _compare_weights(loader: ModuleType, source: Path) -> None:
 def _verify_file(loader: ModuleType, path: Path) -> None:
     try:
         loader.verify_digest(path)
-        if path.suffix == ".safetensors":
+        if path.suffix in (".packed", ".safetensors"):
             loader.load_weights(path)
-        if path.suffix not in (".onnx", ".pt2"):
+        if path.suffix not in (".onnx", ".packed", ".pt2"):
             return
         differences = loader.compare_with_sample(path)
     except MemoryError:

@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 
 from app.db.clock import db_now
 from app.db.tables import JobRow, LogRow
+from app.recipes.pruning import PruneMagnitude
 from app.storage import Storage
 from tests.app.jobs.world import REFUSAL, World
 
@@ -27,9 +28,7 @@ def test_submitted_job_is_durable_and_shown_with_all_its_defaults(both: Both) ->
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
     assert (job["status"], job["attempt"], job["max_attempts"]) == ("queued", 0, 3)
     assert (job["labels"], job["priority"], job["deadline_seconds"]) == ({"team": "vision"}, 3, 60)
-    assert job["recipe"]["steps"] == [
-        {"kind": "prune_magnitude", "sparsity": 0.5, "scope": "global", "skip_layers": []}
-    ]
+    assert job["recipe"]["steps"] == [PruneMagnitude(kind="prune_magnitude").model_dump(mode="json")]
     assert world.outbox() == [job["id"]]
     assert client.get(job["links"]["self"]).json() == job
     assert client.get("/v1/jobs").json()["items"] == [job]
@@ -43,7 +42,7 @@ def test_dry_run_checks_everything_and_queues_nothing(both: Both) -> None:
     assert answer.status_code == 200
     assert answer.json() == {
         "valid": True,
-        "formats": ["onnx", "pt2", "safetensors"],
+        "formats": ["onnx", "pt2", "safetensors", "packed"],
         "form": "module",
         "deadline_seconds": 21600,
         "num_jobs_ahead": 1,
@@ -62,7 +61,7 @@ def test_every_mistake_is_named_with_its_place(both: Both) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     details = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
     assert "no such field" in details["/recipe/surprise"]
-    assert details["/recipe/steps/1"].startswith("there is no 'melt'; known are 'prune_structured'")
+    assert details["/recipe/steps/1"].startswith("there is no 'melt'; known are 'train', 'prune_structured'")
     assert set(details) == {
         "/recipe/steps/0/sparsity",
         "/recipe/steps/1",

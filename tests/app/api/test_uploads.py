@@ -49,6 +49,19 @@ def test_upload_is_stored_hashed_and_queued_for_its_check(
     assert client.get(f"/v1/jobs/{check_id}").status_code == 404
 
 
+@pytest.mark.parametrize("format", ["npz", "safetensors", "parquet", "images"])
+def test_every_format_of_datasets_is_taken(client: TestClient, format: str) -> None:
+    answer = client.post("/v1/datasets", params={"format": format}, content=b"PAR1")
+    assert answer.status_code == 201
+    assert answer.json()["format"] == format
+
+
+def test_other_formats_of_datasets_are_refused(client: TestClient) -> None:
+    answer = client.post("/v1/datasets", params={"format": "csv"}, content=b"a,b")
+    assert answer.status_code == 422
+    assert "parquet" in answer.text
+
+
 def test_too_large_by_its_own_word_is_refused_unread(client: TestClient, tmp_path: Path) -> None:
     answer = client.post("/v1/models", content=b"", headers={"Content-Length": str(LIMIT_BYTES + 1)})
     assert answer.status_code == 413

@@ -277,3 +277,107 @@ def test_dynamic_integers_need_more_than_convolutions(
     found = find(recipe({"kind": "quantize_int8", **step}), capabilities=(capability,))
     assert (found == {}) is fits
     assert fits or "use mode 'static'" in found["/recipe/steps/0"]
+
+
+TEXT: dict[str, Any] = {"dataset": dataset_facts(text=("string", ()), label=("int64", ()))}
+TOKENS: dict[str, Any] = {"inputs": [tensor("ids", "int64", "batch", "sequence")]}
+
+
+def test_text_feeds_integer_inputs_of_a_model_with_its_tokenizer(find: Find) -> None:
+    bound = recipe(inputs={"ids": {"column": "text"}})
+    assert find(bound, **TEXT, **TOKENS, tokenizer=True) == {}
+    problems = find(bound, **TEXT, **TOKENS)
+    assert list(problems) == ["/recipe/data/inputs/ids/column"]
+    assert "without a tokenizer" in problems["/recipe/data/inputs/ids/column"]
+    assert "format=hf" in problems["/recipe/data/inputs/ids/column"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "binding", "field", "expected"),
+    [
+        (("batch", 4), "float32", {}, "column", "is text, which becomes integers"),
+        (("batch", 4, 4), "int64", {}, "column", "is text, which becomes integers"),
+        (("batch", 4), "int64", {"max_tokens": 5}, "column", "needs [4] per row; column 'text' has [5]"),
+        (("batch", 4), "int64", {"scale": 2.0}, "scale", "would make fractions"),
+        (("batch", 4), "int64", {"resize": [2, 2]}, "resize", "not images"),
+    ],
+)
+def test_text_must_fit_its_input(
+    find: Find, shape: Any, dtype: str, binding: dict[str, Any], field: str, expected: str
+) -> None:
+    bound = recipe(inputs={"ids": {"column": "text", **binding}})
+    problems = find(bound, **TEXT, inputs=[tensor("ids", dtype, *shape)], tokenizer=True)
+    assert list(problems) == [f"/recipe/data/inputs/ids/{field}"]
+    assert expected in problems[f"/recipe/data/inputs/ids/{field}"]
+
+
+def test_texts_of_one_model_are_equally_long(find: Find) -> None:
+    names = ("ids", "mask")
+    inputs = [tensor(name, "int64", "batch", "sequence") for name in names]
+    bound = recipe(inputs={"ids": {"column": "text"}, "mask": {"column": "text", "max_tokens": 5}})
+    problems = find(bound, **TEXT, inputs=inputs, tokenizer=True)
+    assert problems == {
+        "/recipe/data/inputs/mask/column": "size 'sequence' is 5 here and 128 in input 'ids'; it must be equal"
+    }
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens", "mask"), ("max_tokens", 5), ("resize", [8, 8])])
+def test_what_is_for_text_or_images_is_not_for_numbers(find: Find, field: str, value: Any) -> None:
+    problems = find(recipe(inputs={"x": {"column": "image", field: value}}))
+    assert f"/recipe/data/inputs/x/{field}" in problems
+
+
+def images(*row: int | str, classes: tuple[str, ...] = ("cat", "dog")) -> DatasetFacts:
+    image = ColumnFacts(name="image", dtype="uint8", shape=row)
+    label, split = (
+        ColumnFacts(name=name, dtype=dtype, shape=()) for name, dtype in (("label", "int64"), ("split", "string"))
+    )
+    return DatasetFacts(num_rows=100, columns=(image, label, split), classes=classes)
+
+
+def test_images_that_differ_in_size_are_resized(find: Find) -> None:
+    bound: dict[str, Any] = {"column": "image", "layout": "nhwc_to_nchw"}
+    various = images("height", "width", 3)
+    problems = find(recipe(inputs={"x": bound}), dataset=various)
+    assert list(problems) == ["/recipe/data/inputs/x/resize"]
+    assert "differ in size" in problems["/recipe/data/inputs/x/resize"]
+    assert find(recipe(inputs={"x": bound | {"resize": [8, 8]}}), dataset=various) == {}
+    assert find(recipe(inputs={"x": bound | {"resize": [8, 8]}}), dataset=images(32, 32, 3)) == {}
+    assert "column" in next(iter(find(recipe(inputs={"x": bound | {"resize": [8, 9]}}), dataset=various)))
+
+
+def test_classes_mean_the_same_in_both_datasets(find: Find) -> None:
+    bound: dict[str, Any] = {"column": "image", "layout": "nhwc_to_nchw", "resize": [8, 8]}
+    spec = recipe(inputs={"x": bound}, evaluation_dataset_id=OTHER, **LABELS)
+    assert find(spec, dataset=images(8, 8, 3), evaluation=images("height", "width", 3)) == {}
+    problems = find(spec, dataset=images(8, 8, 3), evaluation=images(8, 8, 3, classes=("cat", "cow")))
+    assert list(problems) == ["/recipe/data/evaluation_dataset_id"]
+    assert "'cow'" in problems["/recipe/data/evaluation_dataset_id"]
+
+
+def test_split_column_says_one_thing_per_row(find: Find) -> None:
+    dataset = images(3, 8, 8)
+    assert find(recipe(split_column="split", **LABELS), dataset=dataset) == {}
+    assert find(recipe(split_column="label"), dataset=dataset) == {}
+    assert list(find(recipe(split_column="image"), dataset=dataset)) == ["/recipe/data/split_column"]
+    assert "did you mean 'split'" in find(recipe(split_column="splt"), dataset=dataset)["/recipe/data/split_column"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"evaluation_dataset_id": OTHER},
+        {"evaluation_fraction": 0.3},
+        {"training_split": "a", "evaluation_split": "a"},
+    ],
+)
+def test_one_thing_says_what_to_measure_on(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"give one of them|are both"):
+        recipe(split_column="split", **other)
+
+
+def test_text_is_no_label(find: Find) -> None:
+    dataset = images(3, 8, 8)
+    problems = find(recipe(label_column="split", task="classification"), dataset=dataset)
+    assert list(problems) == ["/recipe/data/label_column"]
+    assert "is text" in problems["/recipe/data/label_column"]

@@ -1,5 +1,6 @@
 """The request language refuses what makes no sense, with the reason and the place."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -33,8 +34,11 @@ def messages(error: ValidationError) -> str:
 @pytest.mark.parametrize(
     ("steps", "other", "expected"),
     [
-        (["quantize_int8", "prune_magnitude"], {}, "make quantize_int8 the last step"),
-        (["quantize_int8", "quantize_int8"], {}, "make quantize_int8 the last step"),
+        (["quantize_int8", "prune_magnitude"], {}, "put prune_magnitude before quantize_int8"),
+        (["quantize_int8", "quantize_int8"], {}, "use one of them"),
+        (["share_weights", "finetune"], {"data": LABELLED}, "put finetune before share_weights"),
+        (["quantize_int4", "quantize_int8"], {}, "weights in few bits that quantize_int8 cannot work on; use one"),
+        (["prune_wanda", "factorize_low_rank"], {"data": UNLABELLED}, "factorize first"),
         (["prune_magnitude", "prune_structured"], {}, "prune structures first, then weights"),
         (["prune_magnitude", "finetune", "prune_structured"], {"data": LABELLED}, "must not follow steps[0]"),
         (["finetune"], {}, "finetune needs data (labels)"),
@@ -56,8 +60,11 @@ def test_senseless_recipe_is_refused_with_the_reason(steps: list[Any], other: di
     ("steps", "form", "formats"),
     [
         (["prune_structured", "finetune", "quantize_int8"], Form.INTEGER, ("onnx",)),
-        (["prune_structured", "prune_magnitude", "finetune"], Form.MODULE, ("onnx", "pt2", "safetensors")),
-        (["finetune", "prune_magnitude", "finetune", "prune_magnitude"], Form.MODULE, ("onnx", "pt2", "safetensors")),
+        (["prune_structured", "finetune"], Form.MODULE, ("onnx", "pt2", "safetensors")),
+        (["prune_structured", "prune_magnitude", "finetune"], Form.MODULE, ("onnx", "pt2", "safetensors", "packed")),
+        (["factorize_low_rank", "distill", "prune_n_m"], Form.MODULE, ("onnx", "pt2", "safetensors", "packed")),
+        (["prune_magnitude", "finetune", "share_weights"], Form.CODED, ("onnx", "packed")),
+        (["quantize_mixed", "quantize_int4", "share_weights"], Form.CODED, ("onnx", "packed")),
     ],
 )
 def test_sensible_chain_is_accepted(steps: list[str], form: Form, formats: tuple[str, ...]) -> None:
@@ -87,19 +94,24 @@ def test_malformed_recipe_is_refused(body: dict[str, Any]) -> None:
         Recipe.model_validate(body)
 
 
-@given(
-    kinds=st.lists(st.sampled_from([kind for kind in KINDS if kind != "quantize_int8"]), min_size=1, max_size=6),
-    integer=st.booleans(),
-)
-def test_only_the_two_order_rules_refuse_a_labelled_chain(kinds: list[str], integer: bool) -> None:
-    steps = [*kinds, "quantize_int8"] if integer else kinds
-    first_zeros = kinds.index("prune_magnitude") if "prune_magnitude" in kinds else len(kinds)
-    senseless = "prune_structured" in kinds[first_zeros:]
+@given(kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=6))
+def test_only_the_order_rules_refuse_a_labelled_chain(kinds: list[str]) -> None:
+    senseless = any(
+        KINDS[kind].leaves not in KINDS[follower].takes for kind, follower in itertools.pairwise(kinds)
+    ) or any(later in KINDS[kind].undone_by for index, kind in enumerate(kinds) for later in kinds[index + 1 :])
     if senseless:
         with pytest.raises(ValidationError):
-            make(*steps, data=LABELLED)
+            make(*kinds, data=LABELLED)
     else:
-        assert make(*steps, data=LABELLED).form is (Form.INTEGER if integer else Form.MODULE)
+        assert make(*kinds, data=LABELLED).form is KINDS[kinds[-1]].leaves
+
+
+def test_training_leaves_no_place_after_coding_and_coding_none_after_integers() -> None:
+    trains = {"train", "finetune", "distill", "quantize_aware_training"}
+    codes = {kind for kind, spec in KINDS.items() if spec.leaves is Form.CODED}
+    assert codes == {"share_weights", "quantize_mixed", "quantize_int4", "quantize_float", "quantize_fixed"}
+    assert all(Form.CODED not in KINDS[kind].takes for kind in trains)
+    assert all(Form.INTEGER not in spec.takes for spec in KINDS.values())
 
 
 def test_recipe_survives_json() -> None:

@@ -25,6 +25,7 @@ def measurement(
     parameters: int = 250_000,
     zeros: int = 0,
     macs: int | None = 1_000_000,
+    packed: int | None = None,
 ) -> Measurement:
     quality = (
         None
@@ -37,6 +38,7 @@ def measurement(
         throughput_per_second=1e3 / p50,
         peak_memory_bytes=memory,
         file_bytes=file,
+        packed_bytes=packed,
         parameters=parameters,
         nonzero_parameters=parameters - zeros,
         macs=macs,
@@ -69,6 +71,18 @@ CASES = [
     ({"file": 400_000}, 0.02, "better", "better", "The file is 60 % smaller: 1 MB to 400 kB.".replace(" %", "%")),
     ({"file": 1_500_000}, 0.02, "worse", "worse", "The file is 50% larger: 1 MB to 1.5 MB."),
     ({"file": 1_001_000}, 0.02, "no_difference", "within_noise", "The file is as large as it was"),
+    (
+        {"packed": 50_000},
+        0.02,
+        "better",
+        "better",
+        "The packed file is 20.0x smaller: 50 kB packed, all included, against 1 MB of the original's file. A gain in "
+        "storage: it is decoded when it is loaded, so memory and speed are those of the dense model.",
+    ),
+    ({"packed": 50_000}, 0.02, "better", "within_noise", "The file is as large as it was"),
+    ({"packed": 1_100_000}, 0.02, "worse", "worse", "The packed file is 10% larger: 1.1 MB packed"),
+    ({"packed": 50_000, "file": 1_500_000}, 0.02, "mixed", "worse", "The file is 50% larger"),
+    ({"packed": 995_000}, 0.02, "no_difference", "within_noise", "The packed file is as large as the original's"),
     ({"memory": 20 * MIB}, 0.02, "better", "better", "Peak memory fell by 60%: 52.4 MB to 21 MB"),
     ({"memory": 90 * MIB}, 0.02, "worse", "worse", "Peak memory rose by 80%"),
     ({"memory": 51 * MIB}, 0.02, "no_difference", "within_noise", "Peak memory is the same within noise"),

@@ -59,8 +59,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, BoundExam
         }
     )
     examples = open_examples(data, {ID: (directory / "digits.npz", "npz")}, program.signature, 0, directory)
-    outcome = tune(program, examples, epochs=5, learning_rate=0.01)
-    assert outcome.facts["quality_after"] > 0.95  # type: ignore[operator]
+    tune(program, examples, epochs=5, learning_rate=0.01)
+    assert accuracy(program, examples) > 0.95
     return program, examples
 
 
@@ -84,13 +84,13 @@ def test_it_recovers_what_structured_pruning_cost(optimizer: str, digits: tuple[
     small = prune_structured.run(original.copy(), step, context(examples)).program
     assert isinstance(small, Program)
     pruned = accuracy(small, examples)
-    outcome = tune(small, examples, epochs=5, optimizer=optimizer, learning_rate=0.01 if optimizer == "adamw" else 0.1)
+    outcome = tune(small, examples, epochs=8, optimizer=optimizer, learning_rate=0.02 if optimizer == "adamw" else 0.1)
     recovered = accuracy(small, examples)
     assert pruned < 0.9
-    assert recovered > 0.93
+    assert recovered > 0.95
     assert outcome.facts["quality_before"] < outcome.facts["quality_after"]  # type: ignore[operator]
     assert outcome.facts["quality_after"] == pytest.approx(accuracy(small, examples.set_apart()))
-    assert outcome.facts["epochs_run"] == 5
+    assert outcome.facts["epochs_run"] == 8
 
 
 def test_pruned_weights_stay_pruned_and_masks_are_exact(digits: tuple[Program, BoundExamples]) -> None:

@@ -13,6 +13,7 @@ from app.recipes.facts import TensorFacts
 from app.recipes.pruning import PruneMagnitude
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.programs.program import Program, Signature
+from worker.engine.techniques import prune_wanda
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.prune_magnitude import inspect, run
 
@@ -146,3 +147,14 @@ def test_capability_names_the_layers_and_what_is_left_out() -> None:
     assert capability.layers == ("conv", "fc")
     assert capability.missing is not None
     assert "head" in capability.missing
+
+
+def test_recurrent_layers_are_prunable_and_named_where_there_are_none() -> None:
+    program = make()
+    program.module = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    capability = inspect(program)
+    assert not capability.applicable
+    assert capability.missing == "there are no linear, convolution or recurrent layers with a weight of their own"
+    assert (
+        prune_wanda.inspect(program).missing == "there are no linear or convolution layers with a weight of their own"
+    )

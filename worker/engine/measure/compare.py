@@ -13,6 +13,7 @@ def compare(
     return Comparison(
         latency_ratio=latency_ratio,
         file_ratio=result.file_bytes / baseline.file_bytes,
+        packed_ratio=_ratio(result.packed_bytes, baseline.file_bytes),
         parameters_ratio=result.parameters / baseline.parameters if baseline.parameters else 1.0,
         macs_ratio=_ratio(result.macs, baseline.macs),
         peak_memory_ratio=_ratio(result.peak_memory_bytes, baseline.peak_memory_bytes),

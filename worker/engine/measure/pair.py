@@ -28,6 +28,8 @@ class Subject:
     parameters: ParameterCount
     macs: int | None
     uncounted_operators: tuple[str, ...]
+    packed_bytes: int | None = None
+    """Of the packed file, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def measure_pair(
             throughput_per_second=1e3 * latency.batch_size / latency.p50_ms,
             peak_memory_bytes=peaks[index],
             file_bytes=subject.path.stat().st_size,
+            packed_bytes=subject.packed_bytes,
             parameters=subject.parameters.total,
             nonzero_parameters=subject.parameters.nonzero,
             macs=subject.macs,

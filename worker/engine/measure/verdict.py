@@ -1,7 +1,7 @@
 """The comparison in words. Each sentence holds its numbers, and each claim of a change has passed a stated test.
 
     latency   the whole confidence interval of the ratio is more than 3 % away from 1
-    file      bytes changed by at least 1 %
+    file      bytes changed by at least 1 %; the packed file, where there is one, against the same original
     memory    peak changed by at least 5 % and 1 MiB
     quality   changed by at least twice the standard error of the change
     outputs   those whose quality was not measured: mean cosine to the original below 0.99 counts as worse
@@ -22,6 +22,7 @@ SMALLEST_MEMORY_CHANGE = 0.05
 SMALLEST_MEMORY_BYTES = 1024**2
 STANDARD_ERRORS = 2.0
 LOWEST_COSINE = 0.99
+DECODED = "A gain in storage: it is decoded when it is loaded, so memory and speed are those of the dense model."
 MANY_ZEROS = 0.1
 """Share of zeros from which the report says that they save nothing."""
 
@@ -65,6 +66,7 @@ def judge(
     said = _Sentences()
     _judge_latency(said, baseline, result, comparison.latency_ratio)
     _judge_file(said, baseline, result, comparison.file_ratio)
+    _judge_packed(said, baseline, result, comparison.packed_ratio)
     _judge_memory(said, baseline, result)
     if baseline.quality is not None and result.quality is not None:
         _judge_quality(said, baseline.quality, result.quality, quality_change_error)
@@ -116,6 +118,22 @@ def _judge_file(said: _Sentences, baseline: Measurement, result: Measurement, ra
         said.add("better", f"The file is {1 - ratio:.0%} smaller: {numbers}.", f"{1 - ratio:.0%} smaller")
     else:
         said.add("worse", f"The file is {ratio - 1:.0%} larger: {numbers}.", f"{ratio - 1:.0%} larger")
+
+
+def _judge_packed(said: _Sentences, baseline: Measurement, result: Measurement, ratio: float | None) -> None:
+    if ratio is None or result.packed_bytes is None:
+        return
+    numbers = (
+        f"{_bytes(result.packed_bytes)} packed, all included, against {_bytes(baseline.file_bytes)} of the original's "
+        "file"
+    )
+    if abs(ratio - 1) < SMALLEST_FILE_CHANGE:
+        said.add("within_noise", f"The packed file is as large as the original's: {numbers}.", "packed as large")
+    elif ratio > 1:
+        said.add("worse", f"The packed file is {ratio - 1:.0%} larger: {numbers}.", f"packed {ratio - 1:.0%} larger")
+    else:
+        times = f"{1 / ratio:.1f}x"
+        said.add("better", f"The packed file is {times} smaller: {numbers}. {DECODED}", f"packed {times} smaller")
 
 
 def _judge_memory(said: _Sentences, baseline: Measurement, result: Measurement) -> None:
@@ -172,9 +190,10 @@ def _judge_outputs(said: _Sentences, equivalence: Iterable[Equivalence], noun: s
 def _warn(baseline: Measurement, result: Measurement, comparison: Comparison) -> Iterable[str]:
     zeros, zeros_before = (each.parameters - each.nonzero_parameters for each in (result, baseline))
     if result.parameters and zeros - zeros_before > MANY_ZEROS * result.parameters:
+        left_out = " The packed file leaves them out." if result.packed_bytes is not None else ""
         yield (
             f"{zeros:,} of {result.parameters:,} stored numbers are zero ({zeros / result.parameters:.0%}); zeros are "
-            "stored and computed like other numbers, so they make this file neither smaller nor faster."
+            f"stored and computed like other numbers, so they make this file neither smaller nor faster.{left_out}"
         )
     if result.quality is None:
         yield "Quality was not measured because the recipe has no data; outputs were compared on random inputs."

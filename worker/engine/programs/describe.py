@@ -25,6 +25,7 @@ def describe(program: Program, capabilities: tuple[Capability, ...] = ()) -> Mod
         uncounted_operators=macs.uncounted,
         layers=_layers(program, macs.by_layer),
         tied=program.tied,
+        tokenizer=program.tokenizer is not None,
         capabilities=capabilities,
         warnings=_warnings(program),
     )
@@ -54,7 +55,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def _warnings(program: Program) -> tuple[str, ...]:
-    signature, warnings = program.signature, []
+    signature, warnings = program.signature, list(program.notes)
     if signature.batch_size is not None:
         warnings.append(
             f"The batch is fixed at {signature.batch_size}; the model is trained and measured at exactly that batch. "

@@ -11,6 +11,7 @@ import torch
 
 from worker.engine.errors import ExportFailed
 from worker.engine.programs.capture import capture
+from worker.engine.programs.lowering.lower import can_lower, lower
 from worker.engine.programs.program import Program
 
 OPSET = 18
@@ -19,7 +20,20 @@ _MAX_BYTES = 2**31 - 2**20
 
 
 def export_onnx(program: Program, path: Path) -> None:
-    """Write `path` in eval mode; the same bytes for the same program."""
+    """Write `path` in eval mode; the same bytes for the same program. Encoded weights are stored by their codes."""
+    lowers = can_lower(program)
+    model = make_onnx(program, keep_weights=lowers)
+    if lowers:
+        lower(model, program)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def make_onnx(program: Program, *, keep_weights: bool) -> onnx.ModelProto:
+    """Return the program in eval mode as ONNX, checked, with the signature's names.
+
+    With `keep_weights`, every parameter and buffer that the graph uses is an initializer of its own name and exact
+    values (of tied names, one), because nothing is folded or transposed in advance. Without, the exporter optimizes.
+    """
     size = sum(tensor.numel() * tensor.element_size() for tensor in program.module.state_dict().values())
     if size > _MAX_BYTES:
         raise ExportFailed(
@@ -38,6 +52,7 @@ def export_onnx(program: Program, path: Path) -> None:
                 input_names=[facts.name for facts in signature.inputs],
                 output_names=[facts.name for facts in signature.outputs],
                 external_data=False,
+                optimize=not keep_weights,
                 verbose=False,
             )
         except Exception as error:
@@ -46,7 +61,7 @@ def export_onnx(program: Program, path: Path) -> None:
     model = result.model_proto
     _clean(model, program)
     onnx.checker.check_model(model)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    return model
 
 
 def _reason(error: Exception) -> str:

@@ -1,45 +1,43 @@
-"""From uploaded bytes to a Program: check, rewrite, load the rewritten copy, import."""
+"""From an uploaded file of any accepted format to a Program."""
 
-import json
-import zipfile
 from pathlib import Path
 
-import torch
-
-from worker.engine.errors import EngineFailure
-from worker.engine.programs.import_graph import import_program
+from app.recipes.plan import ModelFormat
+from worker.engine.errors import ModelRejected
+from worker.engine.programs.formats import refuse_other_formats
+from worker.engine.programs.import_pt2 import open_pt2
 from worker.engine.programs.program import Program
-from worker.engine.programs.program_check import NAMES_MEMBER
-from worker.engine.programs.rejections import reject, shown
-from worker.engine.programs.rewrite import check_and_rewrite
-from worker.engine.programs.trial import try_shapes
+from worker.engine.programs.rejections import EXPORT_LINES, reject
 
 
-def open_program(path: Path, directory: Path) -> Program:
-    """Check the uploaded .pt2 at `path` and return it as a trainable program. `directory` holds the rewritten copy."""
-    return load_checked(check_and_rewrite(path, directory))
+def open_program(path: Path, directory: Path, format: ModelFormat = "pt2", architecture: str | None = None) -> Program:
+    """Check the uploaded file at `path` and return it as a trainable program; raises ModelRejected.
 
-
-def load_checked(path: Path) -> Program:
-    """Import an archive that check_and_rewrite wrote."""
+    `directory` is scratch. `architecture` names the catalogue's program for a state dict (safetensors) alone.
+    """
+    refuse_other_formats(path, format)
+    if architecture is not None and format != "safetensors":
+        reject(
+            "architecture_not_taken",
+            f"A file of format {format} brings its own program; an architecture goes with safetensors only.",
+            "Leave the architecture out.",
+        )
+    if format == "pt2":
+        return open_pt2(path, directory)
+    fix = ""
     try:
-        exported = torch.export.load(path)
-    except Exception as error:
-        # The archive is well-formed, yet torch cannot rebuild the graph it describes.
-        reject("graph_not_loadable", f"torch cannot load the program: {shown(_first_line(error))}.")
-    with zipfile.ZipFile(path) as archive:
-        names = json.loads(archive.read(f"model/{NAMES_MEMBER}"))
-    try:
-        program = import_program(exported, tuple(names))
-        try_shapes(program)
-    except EngineFailure:
+        # Each brings libraries that the others do without.
+        if format == "hf":
+            from worker.engine.programs.hugging_face import HUGGING_FACE_FIX, open_hugging_face
+
+            fix = HUGGING_FACE_FIX
+            return open_hugging_face(path, directory)
+        from worker.engine.programs.state_dict import STATE_DICT_FIX, open_state_dict
+
+        fix = STATE_DICT_FIX
+        return open_state_dict(path, directory, architecture)
+    except ModelRejected as error:
+        # The readers that all formats share know the fix for a .pt2 only.
+        if error.fix == EXPORT_LINES:
+            error.fix = fix
         raise
-    except Exception as error:
-        # Each operator is known, but their arguments do not fit together; torch raises many types for that.
-        reject("graph_not_runnable", f"The program cannot run: {type(error).__name__}: {shown(_first_line(error))}.")
-    return program
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

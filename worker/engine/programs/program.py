@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from app.recipes.facts import TensorFacts
+from worker.engine.packing.encodings import Encoding
 from worker.engine.programs.example_inputs import make_inputs
 
 
@@ -39,18 +40,36 @@ class Program:
     """Groups of parameter names that share one tensor."""
     masks: dict[str, Tensor] = field(default_factory=dict)
     """Parameter name -> bool mask, False where a pruned weight must stay zero. Training re-applies them."""
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    """Parameter name -> the few bits its values stand in. The parameter always equals `encoding.decode()`."""
+    tokenizer: bytes | None = None
+    """tokenizer.json of the Hugging Face folder that the program came from, unread."""
+    notes: tuple[str, ...] = ()
+    """What intake had to assume, because the uploaded file does not say it."""
 
     def copy(self) -> "Program":
         """Return an independent copy (parameters, buffers and masks are cloned)."""
         import copy
 
         return replace(
-            self, module=copy.deepcopy(self.module), masks={name: mask.clone() for name, mask in self.masks.items()}
+            self,
+            module=copy.deepcopy(self.module),
+            masks={name: mask.clone() for name, mask in self.masks.items()},
+            encodings=dict(self.encodings),
         )
 
     def example_inputs(self, batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:
         """Return random inputs of the signature: normal floats, valid indices, alternating ones and zeros for masks."""
         return make_inputs(self, batch_size, seed)
+
+    def encode(self, name: str, encoding: Encoding) -> None:
+        """Let a parameter stand in few bits: its values become exactly those that the encoding can hold."""
+        parameter = dict(self.module.named_parameters(remove_duplicate=False))[name]
+        values = encoding.decode()
+        assert values.shape == parameter.shape, f"{name}: {tuple(values.shape)} is not {tuple(parameter.shape)}"
+        with torch.no_grad():
+            parameter.copy_(values)
+        self.encodings[name] = encoding
 
     def apply_masks(self) -> None:
         """Set every masked weight to zero, in place."""

@@ -1,52 +1,74 @@
-"""Which channels matter least: importance of units, and how many of each group to remove."""
+"""Which units matter least: importance of the units of every group, and how many of each group to remove."""
+
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from worker.engine.programs.program import Program
-from worker.engine.pruning.groups import CONVOLUTIONS, ChannelGroup, Slot
+from worker.engine.pruning.groups import ChannelGroup, Place
 from worker.engine.training.examples import BoundExamples
 
+Criterion = Literal["magnitude", "group_norm", "batch_norm_scale", "taylor"]
+Scores = NDArray[np.float64]
+Chosen = dict[str, NDArray[np.int64]]
 
-def score_units(group: ChannelGroup, saliency: dict[str, Tensor]) -> np.ndarray:
-    """Return the importance of every unit of a group: the mean over its layers, each scaled to a mean of one.
 
-    `saliency` maps parameter names to non-negative numbers per weight.
+def score_units(
+    group: ChannelGroup, criterion: Criterion, saliency: dict[str, Tensor], module: nn.Module
+) -> Scores | None:
+    """Return the importance of every unit of a group, or None where the criterion says nothing about the group.
+
+    `saliency` maps parameter names to non-negative numbers per weight. The norms are scaled to a mean of one on every
+    place (an axis of a parameter), so that layers of any size compare; batch norm scales and Taylor's changes of the
+    loss compare as they are.
     """
-    scores = np.zeros(group.num_channels)
-    for slot in group.slots:
-        for name in ("weight", "bias") if not slot.is_input else ("weight",):
-            values = saliency.get(f"{slot.name}.{name}")
-            if values is None:
-                continue
-            per_channel = _sum_by_channel(slot, values).double().numpy()[slot.channels]
-            total = np.zeros(group.num_channels)
-            np.add.at(total, slot.roots, per_channel)
-            if total.mean() > 0:
-                scores += total / total.mean()
-    return np.asarray(scores[group.units].mean(axis=1))
+    places = _choose_places(group, criterion, saliency, module)
+    if not places:
+        return None
+    scores = np.zeros(group.num_units)
+    for place in places:
+        values = _sum_by_unit(place, saliency[place.parameter], group.num_units)
+        if criterion == "magnitude":
+            values = np.sqrt(values)
+        if criterion in ("magnitude", "group_norm") and values.mean() > 0:
+            values = values / values.mean()
+        if criterion == "batch_norm_scale":
+            values = values / np.bincount(place.units, minlength=group.num_units)
+        scores += values
+    return scores / len(places) if criterion == "batch_norm_scale" else scores
 
 
-def _sum_by_channel(slot: Slot, values: Tensor) -> Tensor:
-    """Sum weights over everything but the channels the slot speaks of."""
-    layer = slot.layer
-    if values.ndim == 1:
-        return values
-    if not isinstance(layer, CONVOLUTIONS):
-        return values.flatten(1).sum(1) if not slot.is_input else values.sum(0)
-    if layer.transposed:
-        axis = 0 if slot.is_input else 1
-        return values.transpose(0, axis).flatten(1).sum(1)
-    if not slot.is_input:
-        return values.flatten(1).sum(1)
-    # (outputs, inputs of one group, ...): each group of outputs reads its own inputs.
-    grouped = values.unflatten(0, (layer.groups, -1)).flatten(3).sum(3) if values.ndim > 2 else values[None, :, :]
-    return grouped.sum(1).flatten()
+def _choose_places(
+    group: ChannelGroup, criterion: Criterion, saliency: dict[str, Tensor], module: nn.Module
+) -> list[Place]:
+    places = [place for place in group.places if place.parameter in saliency]
+    if criterion == "magnitude":
+        made = [p for p in places if p.roles & {"out", "free"} and saliency[p.parameter].ndim > 1]
+        return made or places
+    if criterion == "batch_norm_scale":
+        return [
+            place
+            for place in places
+            if place.parameter.endswith("weight")
+            and isinstance(module.get_submodule(place.parameter.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
+        ]
+    return places
 
 
-def measure_magnitude(module: nn.Module) -> dict[str, Tensor]:
-    """Return the square of every weight: summed over a group, this ranks by its L2 norm."""
+def _sum_by_unit(place: Place, values: Tensor, num_units: int) -> Scores:
+    flat = values.transpose(0, place.axis).flatten(1).sum(1) if values.ndim > 1 else values
+    weights = flat.double().numpy()[place.positions]
+    return np.bincount(place.units, weights=weights, minlength=num_units).astype(np.float64)
+
+
+def measure_weights(module: nn.Module, criterion: Criterion) -> dict[str, Tensor]:
+    """Return the square of every weight (its size for `batch_norm_scale`): summed, they rank by the L2 norm."""
+    if criterion == "batch_norm_scale":
+        return {name: parameter.detach().abs().cpu() for name, parameter in module.named_parameters()}
     return {name: parameter.detach().square().cpu() for name, parameter in module.named_parameters()}
 
 
@@ -72,32 +94,37 @@ def measure_taylor(
     return total
 
 
-def choose_channels(
-    groups: list[ChannelGroup], scores: list[np.ndarray], *, ratio: float, scope: str, round_to: int
-) -> dict[str, np.ndarray]:
-    """Return the channels to remove for the root of every group that loses any.
+def choose_units(
+    groups: Sequence[ChannelGroup],
+    scores: Sequence[Scores],
+    *,
+    ratio: float,
+    scope: Literal["global", "local"],
+    round_to: int,
+    full: dict[str, int] | None = None,
+) -> Chosen:
+    """Return the units to remove of every group that loses any: a share `ratio` of the channels there once were.
 
-    The count that stays in a group is the multiple of `round_to` (and of its unit) nearest to the asked one, at least
-    one multiple, at most what there is.
+    `full` gives the units that a group had at first, where earlier rounds removed some. The count that stays is the
+    multiple of `round_to` channels nearest to the asked one, at least one multiple, at most what there is.
     """
+    full = full or {}
+    sizes = [full.get(group.name, group.num_units) for group in groups]
     if scope == "global" and groups:
-        flat = np.concatenate(scores)
-        sizes = np.concatenate([np.full(len(g.units), g.units.shape[1]) for g in groups])
-        order = np.argsort(flat, kind="stable")
-        removed = np.cumsum(sizes[order]) <= ratio * sizes.sum() + 1e-9
-        drop = np.zeros(len(flat), dtype=bool)
-        drop[order[removed]] = True
-        bounds = np.cumsum([len(g.units) for g in groups])[:-1]
-        wanted = [int((~part).sum()) * g.units.shape[1] for part, g in zip(np.split(drop, bounds), groups, strict=True)]
+        widths = np.concatenate([np.full(group.num_units, group.unit_size) for group in groups])
+        total = sum(size * group.unit_size for size, group in zip(sizes, groups, strict=True))
+        order = np.argsort(np.concatenate(scores), kind="stable")
+        allowed = ratio * total - (total - widths.sum())
+        drop = np.zeros(len(order), dtype=bool)
+        drop[order[np.cumsum(widths[order]) <= allowed + 1e-9]] = True
+        bounds = np.cumsum([group.num_units for group in groups])[:-1]
+        wanted = [float((~part).sum()) for part in np.split(drop, bounds)]
     else:
-        wanted = [(1 - ratio) * group.num_channels for group in groups]
-    chosen = {}
+        wanted = [(1 - ratio) * size for size in sizes]
+    chosen: Chosen = {}
     for group, score, want in zip(groups, scores, wanted, strict=True):
-        size = group.units.shape[1]
-        step = int(np.lcm(size, round_to))
-        keep = max(round(want / step), 1) * step
-        if keep >= group.num_channels:
-            continue
-        weakest = np.argsort(score, kind="stable")[: (group.num_channels - keep) // size]
-        chosen[group.root_name] = np.sort(group.units[weakest].ravel())
+        step = group.units_per_step(round_to)
+        keep = max(int(want / step + 0.5), 1) * step
+        if keep < group.num_units:
+            chosen[group.name] = np.sort(np.argsort(score, kind="stable")[: group.num_units - keep])
     return chosen

@@ -1,4 +1,4 @@
-"""The shapes that flow through a graph, and what a view does to the axes."""
+"""The shapes that flow through a graph, and what a reshape does to the axes."""
 
 from math import prod
 from typing import Any
@@ -6,22 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-aten = torch.ops.aten
-VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int)
-Shapes = dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]]
-"""Node name -> shape of its first input and of its output, where these are tensors."""
+from worker.engine.programs.program import Program
+
+Shape = tuple[int, ...]
 
 
-def record_shapes(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Shapes:
-    """Run the module and return the shapes at every node."""
-    recorder = _Recorder(module)
+def allowed_batch(program: Program, wanted: int) -> int:
+    """Return the batch size nearest to the wanted one that the program takes."""
+    lowest, highest = program.signature.dynamic_ranges.get("batch", (1, None))
+    return program.signature.batch_size or max(min(wanted, highest or wanted), lowest)
+
+
+def record_shapes(program: Program, batch_size: int) -> dict[fx.Node, Any]:
+    """Return the shape at every node: sizes, a list of such, or None. The module ends in eval mode."""
+    recorder = _Recorder(program.module.eval())
     with torch.no_grad():
-        recorder.run(*inputs)
+        recorder.run(*program.example_inputs(batch_size))
     return recorder.shapes
 
 
-def split_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Return which axes of a view's input become which axes of its output, as the finest possible groups."""
+def split_axes(before: Shape, after: Shape) -> list[tuple[list[int], list[int]]]:
+    """Return which axes of a reshape's input become which axes of its output, as the finest possible groups."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(before) or j < len(after):
@@ -46,14 +51,16 @@ def split_axes(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[li
 class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.shapes: Shapes = {}
+        self.shapes: dict[fx.Node, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run one node and keep the shape of what it makes."""
         result = super().run_node(n)
-        source = self.env.get(n.all_input_nodes[0]) if n.all_input_nodes else None
-        self.shapes[n.name] = (_shape(source), _shape(result))
+        self.shapes[n] = _shape(result)
         return result
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+def _shape(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(int(size) for size in value.shape)
+    return [_shape(item) for item in value] if isinstance(value, (tuple, list)) else None

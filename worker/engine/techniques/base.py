@@ -15,6 +15,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from app.recipes.metrics import LayerEffect
+from app.recipes.recipe import Target
 from worker.engine.programs.program import OnnxProgram, Program
 
 
@@ -52,6 +54,16 @@ class Context:
     examples: Examples | None
     report: Callable[..., None]
     """report(fraction, message="", **metrics): progress within the step, 0 to 1."""
+    index: int = 0
+    """Of the step in the recipe."""
+    target: Target = field(default_factory=Target)
+    """Where the result will run: what a step that measures latency measures on."""
+    open_original: Callable[[], Program] | None = None
+    """Returns a fresh copy of the job's model as it was uploaded, e.g. as a teacher."""
+    open_teacher: Callable[[str], Program] | None = None
+    """Returns another model that the recipe names, by its id."""
+    effects: dict[str, float] = field(default_factory=dict)
+    """Sensitivities measured so far in this job, shared by its steps; the keys are `Sensitivity`'s."""
 
 
 @dataclass
@@ -63,3 +75,5 @@ class Outcome:
     """Named numbers for the step's metrics."""
     warnings: tuple[str, ...] = ()
     """Plain sentences for the verdict, e.g. that nothing got smaller."""
+    sensitivity: tuple[LayerEffect, ...] = ()
+    """What the step measured layer by layer."""

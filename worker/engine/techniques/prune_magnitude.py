@@ -1,127 +1,100 @@
 """Set the smallest weights to zero and remember them as masks, so that training keeps them zero."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from app.recipes.facts import Capability
 from app.recipes.pruning import PruneMagnitude
-from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.programs.program import Program
+from worker.engine.pruning.masks import (
+    Weight,
+    choose_weights,
+    count_facts,
+    find_weights,
+    keep_largest,
+    score_magnitude,
+    set_mask,
+    warn,
+)
 from worker.engine.techniques.base import Context, Outcome
+from worker.engine.training.examples import BoundExamples
+from worker.engine.training.loop import Trained, train
 
-LAYERS = (
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-    nn.LSTM, nn.GRU, nn.RNN,
-)  # fmt: skip
+SEED_STRIDE = 10_007
+"""Between the seeds of two rounds: more than the epochs of one, each of which takes the next seed."""
 
 
 def inspect(program: Program) -> Capability:
     """Name the layers with prunable weights."""
-    weights, tied = _find_weights(program)
-    layers = tuple(dict.fromkeys(name.rpartition(".")[0] for name in weights))
-    missing = None
-    if not layers:
-        missing = "there are no linear, convolution or recurrent layers" + (
-            " with a weight of their own" if tied else ""
-        )
-    elif tied:
-        missing = f"left dense because an embedding shares their weight: {', '.join(tied)}"
-    return Capability(kind="prune_magnitude", applicable=bool(layers), layers=layers, missing=missing)
+    return find_weights(program).capability("prune_magnitude")
 
 
 def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
-    """Zero exactly the asked share of the prunable weights: those smallest in magnitude, the earlier one on a tie."""
-    weights, tied = _find_weights(program)
-    layers = {name.rpartition(".")[0] for name in weights}
-    unknown = sorted(set(step.skip_layers) - {name for name, _ in program.module.named_modules()})
-    if unknown:
-        raise RecipeRefused(f"skip_layers names layers that the model does not have: {unknown}", code="unknown_layer")
-    weights = {name: weight for name, weight in weights.items() if name.rpartition(".")[0] not in step.skip_layers}
-    if not weights:
-        raise StepFailed(
-            f"no weights are left to prune: the model's prunable layers are {sorted(layers)}, "
-            f"skipped are {sorted(set(step.skip_layers))}",
-            code="nothing_to_prune",
-        )
-    scores = {name: _score(weight, program.masks.get(name)) for name, weight in weights.items()}
-    if step.scope == "global":
-        kept = _keep_largest(np.concatenate(list(scores.values())), step.sparsity)
-        bounds = np.cumsum([score.size for score in scores.values()])[:-1]
-        masks = dict(zip(scores, np.split(kept, bounds), strict=True))
-    else:
-        masks = {name: _keep_largest(score, step.sparsity) for name, score in scores.items()}
-    for name, mask in masks.items():
-        weight = weights[name]
-        program.masks[name] = torch.from_numpy(mask).view(weight.shape).to(weight.device)
-    program.apply_masks()
-    context.report(1.0, f"{len(masks)} weights masked")
+    """Zero exactly the asked share of the prunable weights: those smallest in magnitude, the earlier one on a tie.
 
-    total = sum(weight.numel() for weight in weights.values())
-    zeros = sum(int((weight == 0).sum()) for weight in weights.values())
-    warnings = [
-        f"{zeros} of {total} prunable weights are zero now. A dense file stores zeros like any other number and a "
-        "dense runtime multiplies by them: neither size nor speed changes by this step alone."
-    ]
-    empty = [name for name, weight in weights.items() if not bool(weight.any())]
-    if empty:
-        warnings.append(f"Every weight is zero in: {', '.join(empty[:10])}{' ...' if len(empty) > 10 else ''}.")
-    if tied:
-        warnings.append(f"Left dense because an embedding shares their weight: {', '.join(tied)}.")
-    return Outcome(
-        program=program,
-        facts={
-            "sparsity": zeros / total,
-            "weights_zeroed": zeros,
-            "weights_prunable": total,
-            "layers_pruned": len({name.rpartition(".")[0] for name in weights}),
-        },
-        warnings=tuple(warnings),
-    )
+    A gradual schedule gets there in rounds, each followed by training (the last one not). Masks only ever grow.
+    """
+    found = find_weights(program)
+    weights = choose_weights(program, found, step.skip_layers)
+    groups = [weights] if step.scope == "global" else [(weight,) for weight in weights]
+    starts = [_share_pruned(program, group) for group in groups]
+    num_rounds = 1 if step.schedule == "one_shot" else step.num_iterations
+    trained: list[Trained] = []
+    for index in range(1, num_rounds + 1):
+        for group, start in zip(groups, starts, strict=True):
+            _prune(program, group, sparsity_after(step, index, num_rounds, start))
+        sparsity = count_facts(weights)["sparsity"]
+        context.report((index - 1) / num_rounds, f"round {index} of {num_rounds}: sparsity {sparsity:.4g}")
+        if step.training is not None and index < num_rounds:
+            trained.append(
+                train(
+                    program, cast(BoundExamples, context.examples), step.training,
+                    seed=context.seed + index * SEED_STRIDE, report=_within(context, index, num_rounds),
+                )
+            )  # fmt: skip
+    context.report(1.0, f"{len(weights)} weights masked")
+    facts = count_facts(weights)
+    if trained:
+        facts |= {
+            "rounds": num_rounds,
+            "epochs_run": sum(each.epochs_run for each in trained),
+            "steps_run": sum(each.steps_run for each in trained),
+            "metric": trained[-1].quality_after.metric,
+            "first_round_quality": trained[0].quality_after.value,
+            "last_round_quality": trained[-1].quality_after.value,
+        }
+    return Outcome(program=program, facts=facts, warnings=tuple(warn(weights, found.left)))
 
 
-def _find_weights(program: Program) -> tuple[dict[str, nn.Parameter], list[str]]:
-    """Return the prunable parameters by name, each once, and the layers left out because an embedding shares them."""
-    embeddings = {
-        id(parameter)
-        for layer in program.module.modules()
-        if isinstance(layer, nn.Embedding)
-        for parameter in layer.parameters()
-    }
-    found: dict[str, nn.Parameter] = {}
-    tied: list[str] = []
-    seen: set[int] = set()
-    for layer_name, layer in program.module.named_modules():
-        if not isinstance(layer, LAYERS):
-            continue
-        for name, parameter in layer.named_parameters(recurse=False):
-            if parameter.ndim < 2 or id(parameter) in seen:
-                continue
-            if id(parameter) in embeddings:
-                tied.append(layer_name)
-                continue
-            seen.add(id(parameter))
-            found[f"{layer_name}.{name}"] = parameter
-    return found, tied
+def sparsity_after(step: PruneMagnitude, index: int, num_rounds: int, start: float) -> float:
+    """Return the sparsity after round `index` (from 1), from `start` before the first to the asked one after the last.
+
+    cubic: s + (s0 - s) * (1 - t / n) ** 3, equation 1 of Zhu and Gupta (2017); linear: the same without the power.
+    """
+    if index == num_rounds:
+        return step.sparsity
+    left = (1 - index / num_rounds) ** (3 if step.schedule == "cubic" else 1)
+    return step.sparsity + (min(start, step.sparsity) - step.sparsity) * left
 
 
-def _score(weight: Tensor, mask: Tensor | None) -> np.ndarray:
-    """Return the magnitudes; what is pruned already comes first, before zeros that merely happen to be there."""
-    score = weight.detach().abs().float()
-    if mask is not None:
-        score = score.masked_fill(~mask, -1.0)
-    return score.flatten().cpu().numpy()
+def _share_pruned(program: Program, weights: tuple[Weight, ...]) -> float:
+    pruned = sum(int((~program.masks[each.name]).sum()) for each in weights if each.name in program.masks)
+    return pruned / sum(weight.parameter.numel() for weight in weights)
 
 
-def _keep_largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
-    """Return a mask that drops exactly round(sparsity * n) scores, or those below zero if they are more."""
-    count = max(round(sparsity * scores.size), int((scores < 0).sum()))
-    kept = np.ones(scores.size, dtype=bool)
-    if count == 0:
-        return kept
-    limit = np.partition(scores, count - 1)[count - 1]
-    below = scores < limit
-    kept[below] = False
-    ties = np.flatnonzero(scores == limit)[: count - int(below.sum())]
-    kept[ties] = False
-    return kept
+def _prune(program: Program, weights: tuple[Weight, ...], sparsity: float) -> None:
+    scores = [score_magnitude(program, weight).flatten().cpu().numpy() for weight in weights]
+    kept = keep_largest(np.concatenate(scores), sparsity)
+    bounds = np.cumsum([score.size for score in scores])[:-1]
+    for weight, part in zip(weights, np.split(kept, bounds), strict=True):
+        set_mask(program, weight, torch.from_numpy(part))
+
+
+def _within(context: Context, index: int, num_rounds: int) -> Callable[..., None]:
+    def report(fraction: float, message: str = "", **metrics: Any) -> None:
+        context.report((index - 1 + fraction) / num_rounds, f"round {index} of {num_rounds}: {message}", **metrics)
+
+    return report

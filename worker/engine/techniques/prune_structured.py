@@ -1,30 +1,36 @@
-"""Remove whole channels, and with them everything that reads them, so that layers become physically smaller."""
+"""Remove whole channels, heads and hidden units, with all that depends on them: layers get physically smaller."""
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from signal import ITIMER_REAL, SIGALRM, setitimer, signal
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import cast
-
-from torch import Tensor, nn
 
 from app.recipes.facts import Capability
 from app.recipes.pruning import PruneStructured
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.macs import count_macs
 from worker.engine.programs.program import Program
-from worker.engine.pruning.groups import LeftAlone
-from worker.engine.pruning.ranking import choose_channels, measure_magnitude, measure_taylor, score_units
-from worker.engine.pruning.removal import find_sound_channels, remove_channels
+from worker.engine.pruning.budget import Timer, make_ladder, search_count, search_latency
+from worker.engine.pruning.groups import Channels, LeftAlone
+from worker.engine.pruning.ranking import Chosen, choose_units, measure_taylor, measure_weights, score_units
+from worker.engine.pruning.removal import find_sound_channels, remove_channels, shrink
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
+from worker.engine.training.loop import train
 
 ANALYSIS_SECONDS = 600
-"""torch-pruning's graph walk has no bound of its own."""
+"""Finding and proving groups has no bound of its own; training has."""
 NUM_LAYERS_NAMED = 8
-EXAMPLE_BATCH = 2
+STRUCTURE_WORDS = {
+    "channels": "convolution channels",
+    "hidden_units": "hidden units",
+    "heads": "attention heads",
+    "width": "the width of embeddings and their stream",
+}
 
 
 def inspect(program: Program) -> Capability:
@@ -32,88 +38,178 @@ def inspect(program: Program) -> Capability:
     copy = program.copy()
     try:
         with _time_limit():
-            channels = find_sound_channels(copy, _example_inputs(copy))
+            channels = find_sound_channels(copy)
     except StepFailed as error:
         return Capability(kind="prune_structured", applicable=False, layers=(), missing=error.detail)
     layers = tuple(dict.fromkeys(name for group in channels.groups for name in group.makers))
-    missing = _explain(channels.left)
-    recurrent = [n for n, layer in program.module.named_modules() if isinstance(layer, nn.RNNBase)]
-    if recurrent:
-        missing = f"{missing}; recurrent layers keep their width: {', '.join(recurrent[:NUM_LAYERS_NAMED])}".lstrip(
-            "; "
-        )
-    return Capability(kind="prune_structured", applicable=bool(layers), layers=layers, missing=missing or None)
+    return Capability(
+        kind="prune_structured", applicable=bool(layers), layers=layers, missing=_explain(channels.left) or None
+    )
+
+
+@dataclass
+class _Run:
+    """What the rounds of one step share."""
+
+    step: PruneStructured
+    context: Context
+    timer: Timer | None = None
+    """Set where the target is a latency."""
+    full: dict[str, int] = field(default_factory=dict)
+    """Group -> units it had at first."""
+    removed: Counter[str] = field(default_factory=Counter)
+    """Group -> channels removed so far."""
+    left: dict[LeftAlone, None] = field(default_factory=dict)
+    num_probes: int = 0
+    prunable: int = 0
+    """Channels of all groups at first."""
 
 
 def run(program: Program, step: PruneStructured, context: Context) -> Outcome:
-    """Remove the least important channels of every group, prove the result and count what it saved."""
-    assert not program.masks, "the recipe's validation puts prune_structured before prune_magnitude"
+    """Remove the least important units, in rounds, prove every result and count what it saved."""
+    assert not program.masks, "the recipe's validation puts prune_structured before what makes zeros"
     names = {name for name, _ in program.module.named_modules()}
     unknown = sorted(set(step.skip_layers) - names)
     if unknown:
         raise RecipeRefused(f"skip_layers names layers that the model does not have: {unknown}", code="unknown_layer")
-    skip = frozenset(step.skip_layers)
-    inputs = _example_inputs(program)
-    before, macs_before = _count_parameters(program), count_macs(program).total
-    with _time_limit():
-        channels = find_sound_channels(program, inputs, skip)
-        if not channels.groups:
-            raise StepFailed(f"no layer can lose channels: {_explain(channels.left)}", code="nothing_to_prune")
-        context.report(0.3, f"{len(channels.groups)} groups of channels found")
-        if step.criterion == "taylor":
-            saliency = measure_taylor(
-                program, cast(BoundExamples, context.examples), num_batches=step.num_batches,
-                batch_size=step.batch_size, seed=context.seed,
+    parameters, macs = _count_parameters(program), count_macs(program).total
+    state = _Run(
+        step, context, Timer(program, context.target, context.directory, context.seed) if step.of == "latency" else None
+    )
+    small = program
+    trained = 0
+    for index in range(step.num_iterations):
+        share = 1 - (1 - step.ratio) ** ((index + 1) / step.num_iterations)
+        small = _prune(state, small, share, index, parameters, macs)
+        if step.training is not None and index + 1 < step.num_iterations:
+            run_of_training = train(
+                small, cast(BoundExamples, context.examples), step.training, seed=context.seed + index,
+                report=lambda fraction, message="", at=index, **metrics: context.report(
+                    (at + 0.5 + fraction / 2) / step.num_iterations, f"round {at + 1}: {message}", **metrics
+                ),
             )  # fmt: skip
-        else:
-            saliency = measure_magnitude(program.module)
-        context.report(0.6, f"channels ranked by {step.criterion}")
-        scores = [score_units(group, saliency) for group in channels.groups]
-        chosen = choose_channels(channels.groups, scores, ratio=step.ratio, scope=step.scope, round_to=step.round_to)
-        if not chosen:
-            counts = sorted({group.num_channels for group in channels.groups})
-            raise StepFailed(
-                f"ratio {step.ratio} with round_to {step.round_to} removes no channel from groups of {counts} channels",
-                code="nothing_to_prune",
-                fix="Lower round_to or raise ratio.",
-            )
-        removal = remove_channels(program, chosen, inputs, skip)
-    small = removal.program
+            trained += run_of_training.steps_run
     after = _count_parameters(small)
-    if not removal.removed or after >= before:
+    if not state.removed or after >= parameters:
         raise StepFailed(
-            f"removing channels left {after} of {before} parameters: {_explain([*channels.left, *removal.left])}",
+            f"removing channels left {after} of {parameters} parameters: {_explain(list(state.left))}",
             code="nothing_to_prune",
         )
     _check_ties(program, small)
-    left = [*channels.left, *removal.left]
-    untouched = [group for group in channels.groups if group.root_name not in chosen]
-    if untouched:
-        left.append(
-            LeftAlone(
-                tuple(name for group in untouched for name in group.makers),
-                f"ratio {step.ratio} with round_to {step.round_to} leaves their count as it is",
-            )
+    macs_after = count_macs(small).total
+    facts: dict[str, float | int | str | bool | None] = {
+        "channels_removed": sum(state.removed.values()),
+        "channels_prunable": state.prunable,
+        "groups_pruned": len(state.removed),
+        "parameters_before": parameters,
+        "parameters_after": after,
+        "macs_before": macs,
+        "macs_after": macs_after,
+        "layers_kept": len({name for each in state.left for name in each.layers}),
+    }
+    explanation = _explain(list(state.left))
+    warnings = [f"Layers that kept their width: {explanation}."] if explanation else []
+    if step.of != "channels":
+        reached = (
+            1
+            - {
+                "macs": macs_after / max(macs, 1),
+                "parameters": after / parameters,
+                "latency": state.timer.measure(small) if state.timer else 1.0,
+            }[step.of]
         )
-    explanation = _explain(left)
-    return Outcome(
-        program=small,
-        facts={
-            "channels_removed": sum(removal.removed.values()),
-            "channels_prunable": sum(group.num_channels for group in channels.groups),
-            "groups_pruned": len(removal.removed),
-            "parameters_before": before,
-            "parameters_after": after,
-            "macs_before": macs_before,
-            "macs_after": count_macs(small).total,
-            "layers_kept": sum(len(each.layers) for each in left),
-        },
-        warnings=(f"Layers that kept their width: {explanation}.",) if explanation else (),
-    )
+        facts |= {"share_asked": step.ratio, "share_reached": reached, "probes": state.num_probes}
+        if step.of == "latency" and reached < step.ratio:
+            warnings.append(
+                f"prune_structured was asked for {step.ratio:.1%} less latency and measured {reached:.1%} in the end."
+            )
+    if trained:
+        facts["training_steps"] = trained
+    return Outcome(program=small, facts=facts, warnings=tuple(warnings))
 
 
-def _example_inputs(program: Program) -> tuple[Tensor, ...]:
-    return program.example_inputs(program.signature.batch_size or EXAMPLE_BATCH, seed=0)
+def _prune(state: _Run, program: Program, share: float, index: int, parameters: int, macs: int) -> Program:
+    """Return the program with the share `share` of the original quantity gone: one round."""
+    step, context = state.step, state.context
+
+    def report(fraction: float, message: str) -> None:
+        part = 0.5 if step.training is not None else 1.0
+        context.report((index + part * fraction) / step.num_iterations, message)
+
+    with _time_limit():
+        channels = find_sound_channels(program, frozenset(step.skip_layers))
+    _keep_structures(channels, step)
+    report(0.3, f"{len(channels.groups)} groups of channels found")
+    module = program.module
+    if step.criterion == "taylor":
+        saliency = measure_taylor(
+            program, cast(BoundExamples, context.examples), num_batches=step.num_batches,
+            batch_size=step.batch_size, seed=context.seed,
+        )  # fmt: skip
+    else:
+        saliency = measure_weights(module, step.criterion)
+    scored = [(group, score_units(group, step.criterion, saliency, module)) for group in channels.groups]
+    channels.left += [
+        LeftAlone(group.makers, "no batch norm follows, whose scale would judge it") for group, s in scored if s is None
+    ]
+    groups = [group for group, score in scored if score is not None]
+    scores = [score for _, score in scored if score is not None]
+    if index == 0:
+        state.full = {group.name: group.num_units for group in groups}
+        state.prunable = sum(group.num_channels for group in groups)
+        state.left = dict.fromkeys(channels.left)
+        if not groups:
+            raise StepFailed(f"no layer can lose channels: {_explain(channels.left)}", code="nothing_to_prune")
+    report(0.5, f"channels ranked by {step.criterion}")
+
+    def choose(ratio: float) -> Chosen:
+        return choose_units(groups, scores, ratio=ratio, scope=step.scope, round_to=step.round_to, full=state.full)
+
+    def count(chosen: Chosen) -> float:
+        candidate = shrink(program, channels, chosen) if chosen else program
+        if step.of == "macs":
+            return count_macs(candidate).total / max(macs, 1)
+        return _count_parameters(candidate) / parameters
+
+    if step.of == "channels":
+        chosen = choose(share)
+    else:
+        ladder = make_ladder(choose, {group.name: score for group, score in zip(groups, scores, strict=True)})
+        if state.timer is not None:
+            timer = state.timer
+            found = search_latency(1 - share, ladder, lambda c: timer.measure(shrink(program, channels, c)), report)
+        else:
+            found = search_count(1 - share, ladder, count)
+        chosen, state.num_probes = found.chosen, state.num_probes + found.num_probes
+    last = index + 1 == step.num_iterations
+    if not chosen and last and not state.removed:
+        counts = sorted({group.num_channels for group in groups})
+        raise StepFailed(
+            f"ratio {step.ratio} with round_to {step.round_to} removes no channel from groups of {counts} channels",
+            code="nothing_to_prune",
+            fix="Lower round_to or raise ratio.",
+        )
+    with _time_limit():
+        removal = remove_channels(program, channels, chosen)
+    state.removed.update(removal.removed)
+    state.left |= dict.fromkeys(removal.left)
+    untouched = [name for group in groups if group.name not in state.removed for name in group.makers]
+    if last and untouched:
+        state.left[
+            LeftAlone(tuple(untouched), f"ratio {step.ratio} with round_to {step.round_to} leaves their count as it is")
+        ] = None
+    return removal.program
+
+
+def _keep_structures(channels: Channels, step: PruneStructured) -> None:
+    """Leave out the groups whose structure the step does not name."""
+    for structure, words in STRUCTURE_WORDS.items():
+        if structure in step.structures:
+            continue
+        names = [name for group in channels.groups if group.structure == structure for name in group.makers]
+        if names:
+            channels.left.append(LeftAlone(tuple(names), f"{words} are not among the structures to remove"))
+    channels.groups = [group for group in channels.groups if group.structure in step.structures]
 
 
 def _count_parameters(program: Program) -> int:

@@ -1,19 +1,22 @@
 """Store weights as 8-bit integers and compute with them in ONNX Runtime, on the CPU.
 
-Dynamic: linear (and LSTM) layers; activation ranges are found at run time. Convolutions stay in floating point, because
-ONNX Runtime's ConvInteger is slower than its float convolution. Static: ranges are calibrated on training examples, and
-convolutions are quantized too.
+Dynamic: linear (and LSTM) layers; activation ranges are found at run time, row by row. Convolutions stay in floating
+point, because ONNX Runtime's ConvInteger is slower than its float convolution. Static: ranges are calibrated on
+training examples, and convolutions are quantized too.
 """
 
 import contextlib
+import itertools
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import (
     CalibrationMethod,
@@ -23,23 +26,35 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from app.recipes.facts import Capability
 from app.recipes.quantization import QuantizeInt8
 from worker.engine.errors import RecipeRefused, StepFailed
-from worker.engine.measure.runtimes import open_model
+from worker.engine.programs.capture import evaluating
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.quantization.calibration import CALIBRATION_BATCH, CalibrationReader, has_exact_integer_products
+from worker.engine.quantization.dynamic_linear import find_linear_nodes, join_gelu, quantize_linear_layers
+from worker.engine.quantization.embedding_tables import quantize_tables
+from worker.engine.quantization.fidelity import compare_files
+from worker.engine.quantization.int8_gptq import round_linear_layers
+from worker.engine.quantization.int8_grid import Floats, round_to_int8
 from worker.engine.quantization.layers import find_layers, find_quantized
+from worker.engine.quantization.preparation import (
+    correct_biases,
+    equalize,
+    fold_batch_norms,
+    measure_largest_inputs,
+    smooth,
+)
+from worker.engine.quantization.ranges import find_activations, measure_ranges
+from worker.engine.quantization.weight_only import store_weights
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 
 LINEAR = (nn.Linear,)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-DYNAMIC_OPERATORS = ["MatMul", "LSTM"]
-"""The quantizer turns Gemm into MatMul and Add by itself."""
 STATIC_OPERATORS = ["Conv", "ConvTranspose", "MatMul", "Gemm", "Relu", "Clip"]
 IMAGE_OPERATORS = ["Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Resize"]
 """Quantized too in purely convolutional models, so that integers flow from layer to layer. In transformers these would
@@ -48,9 +63,14 @@ CALIBRATION = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
+    # The ranges that were found are handed over tensor by tensor.
+    "mse": CalibrationMethod.MinMax,
 }
 NUM_LAYERS_NAMED = 20
 LOW_COSINE = 0.99
+NUM_COMPARED_BATCHES = 8
+Preparation = Callable[[Program, dict[str, Floats]], int]
+"""Changes a program in place, puts scales of weights that are on their grids into the dict, returns how many layers."""
 
 
 def inspect(program: Program) -> Capability:
@@ -64,7 +84,7 @@ def inspect(program: Program) -> Capability:
             f"mode 'dynamic' leaves the {len(convolutions)} convolutions in floating point; mode 'static' does not"
         )
     if embeddings:
-        notes.append(f"embeddings stay in floating point: {', '.join(embeddings[:NUM_LAYERS_NAMED])}")
+        notes.append(f"embeddings are stored in 8 bits and looked up: {', '.join(embeddings[:NUM_LAYERS_NAMED])}")
     if not linear and not convolutions:
         notes.append("there are no linear, LSTM or convolution layers")
     return Capability(
@@ -76,45 +96,196 @@ def inspect(program: Program) -> Capability:
 
 
 def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
-    """Export to ONNX, quantize the file and compare its outputs with those of the float file."""
+    """Prepare a copy of the module, export it, quantize the file and compare its outputs with the float file's."""
     names = {name for name, _ in program.module.named_modules()}
     unknown = sorted(set(step.skip_layers) - names)
     if unknown:
         raise RecipeRefused(f"skip_layers names layers that the model does not have: {unknown}", code="unknown_layer")
-    exported, prepared, result = (context.directory / name for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
+    bits = 8 if step.mode == "weight_only" or has_exact_integer_products() else 7
+    exported = context.directory / "float.onnx"
     export_onnx(program, exported)
-    context.report(0.2, "exported to ONNX")
-    bits = 8 if has_exact_integer_products() else 7
-    with _quiet():
-        quant_pre_process(exported, prepared, skip_optimization=True, skip_symbolic_shape=True)
-        model = onnx.load(prepared)
-        layers = find_layers(model, program)
-        skipped = [node for node, layer in layers.items() if layer in step.skip_layers]
-        options: dict[str, Any] = {
-            "per_channel": step.per_channel, "reduce_range": bits == 7, "weight_type": QuantType.QInt8,
-            "nodes_to_exclude": _with_rewritten_names(skipped),
-        }  # fmt: skip
-        if step.mode == "dynamic":
-            quantize_dynamic(prepared, result, op_types_to_quantize=DYNAMIC_OPERATORS, **options)
-        else:
-            examples = cast(BoundExamples, context.examples)
-            reader = CalibrationReader(examples, program, step.num_calibration_examples, context.seed, context.report)
-            quantize_static(
-                prepared,
-                result,
-                reader,
-                quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=_choose_static_operators(model),
-                activation_type=QuantType.QUInt8,
-                calibrate_method=CALIBRATION[step.calibration],
-                # Batch by batch: otherwise the quantizer holds the activations of all examples in memory.
-                extra_options={"CalibStridedMinMax": 1, "MatMulConstBOnly": True},
-                **options,
+    context.report(0.1, "exported to ONNX")
+    best = _build(program, step, context, bits, "plain", {}, exported)
+    facts: dict[str, float | int | str | bool | None] = {}
+    warnings = []
+    preparations = _choose_preparations(step, context, bits)
+    error = _measure_error(program, context, exported, best.path) if preparations else 0.0
+    for word, prepare in preparations:
+        candidate = best.source.copy()
+        scales: dict[str, Floats] = {}
+        num_layers = prepare(candidate, scales)
+        facts[f"layers_{word}"] = num_layers
+        if not num_layers:
+            warnings.append(f"No layers could be {word.replace('_', ' ')}.")
+            continue
+        built = _build(candidate, step, context, bits, word, scales)
+        now = _measure_error(program, context, exported, built.path)
+        facts[f"output_error_before_{word}"], facts[f"output_error_after_{word}"] = error, now
+        if now > error:
+            warnings.append(
+                f"The layers were not {word.replace('_', ' ')}: the squared error of the outputs, relative to "
+                f"their size, would have gone from {error:.3g} to {now:.3g} on calibration examples."
             )
-    context.report(0.8, "quantized")
-    quantized = onnx.load(result)
-    result.write_bytes(quantized.SerializeToString(deterministic=True))
-    return _conclude(program, step, context, exported, result, quantized, layers, bits)
+            facts[f"layers_{word}"] = 0
+            continue
+        best, error = built, now
+    context.report(0.9, "quantized")
+    outcome = _conclude(program, step, context, exported, best, bits)
+    outcome.facts.update(facts)
+    outcome.warnings = (*outcome.warnings, *warnings)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Built:
+    source: Program
+    path: Path
+    quantized: ModelProto
+    exported: ModelProto
+    layers: dict[str, str]
+
+
+def _choose_preparations(step: QuantizeInt8, context: Context, bits: int) -> list[tuple[str, Preparation]]:
+    """Return what the step asks for, in the order in which it is done, with the word for what it does to layers."""
+
+    def batches() -> Iterator[tuple[Tensor, ...]]:
+        return _calibration_batches(step, context)
+
+    def apply_smoothing(program: Program, _: dict[str, Floats]) -> int:
+        with evaluating(program):
+            largest = measure_largest_inputs(program.module, batches())
+        return sum(smooth(program.module, largest, cast(float, step.smoothing), step.skip_layers))
+
+    def apply_equalization(program: Program, _: dict[str, Floats]) -> int:
+        with evaluating(program):
+            fold_batch_norms(program.module)
+        return equalize(program.module, step.skip_layers)
+
+    def apply_gptq(program: Program, scales: dict[str, Floats]) -> int:
+        scales.update(
+            round_linear_layers(program, list(batches()), step.skip_layers, bits, per_channel=step.per_channel)
+        )
+        return len(scales)
+
+    def apply_correction(program: Program, _: dict[str, Floats]) -> int:
+        with evaluating(program):
+            fold_batch_norms(program.module)
+            rounded = {}
+            for name, layer in program.module.named_modules():
+                if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) and name not in step.skip_layers:
+                    codes, scales = round_to_int8(layer.weight.detach().numpy(), 0 if step.per_channel else None, bits)
+                    rounded[name] = torch.from_numpy(codes * scales)
+            return correct_biases(program.module, rounded, batches())
+
+    found: list[tuple[str, Preparation]] = []
+    if step.equalize:
+        found.append(("equalized", apply_equalization))
+    if step.smoothing is not None:
+        found.append(("smoothed", apply_smoothing))
+    if step.correct_bias:
+        found.append(("corrected", apply_correction))
+    if step.rounding == "gptq":
+        found.append(("rounded_by_gptq", apply_gptq))
+    return found
+
+
+def _calibration_batches(step: QuantizeInt8, context: Context) -> Iterator[tuple[Tensor, ...]]:
+    examples = cast(BoundExamples, context.examples)
+    size = min(CALIBRATION_BATCH, step.num_calibration_examples)
+    wanted = -(-step.num_calibration_examples // (examples.fixed_batch or size))
+    for inputs, _ in itertools.islice(examples.training_batches(size, seed=context.seed), wanted):
+        yield inputs
+
+
+def _build(
+    program: Program,
+    step: QuantizeInt8,
+    context: Context,
+    bits: int,
+    word: str,
+    scales: dict[str, Floats],
+    float_file: Path | None = None,
+) -> _Built:
+    """Quantize the module's file (`float_file`, if it is there). `scales`: of layers that are on their grids."""
+    prepared, result = (context.directory / f"{word}_{name}.onnx" for name in ("prepared", "int8"))
+    if float_file is None:
+        float_file = prepared
+        export_onnx(program, float_file)
+    exported = onnx.load(float_file)
+    with _quiet():
+        quant_pre_process(float_file, prepared, skip_optimization=True, skip_symbolic_shape=True)
+    model = onnx.load(prepared)
+    layers = find_layers(model, program)
+    modules = dict(program.module.named_modules())
+    chosen = [node for node, layer in layers.items() if layer not in step.skip_layers]
+    scales_by_node = {node: scales[layer] for node, layer in layers.items() if layer in scales}
+    if step.quantize_embeddings:
+        quantize_tables(model, [node for node in chosen if isinstance(modules[layers[node]], nn.Embedding)])
+    if step.mode == "weight_only":
+        store_weights(model, chosen, per_channel=step.per_channel, scales_by_node=scales_by_node)
+    elif step.mode == "dynamic":
+        join_gelu(model)
+        linear = set(find_linear_nodes(model)) & (set(chosen) | (set(find_linear_nodes(model)) - set(layers)))
+        quantize_linear_layers(
+            model, linear, bits=bits, per_channel=step.per_channel, per_row=step.per_row, scales_by_node=scales_by_node
+        )
+        if any(node.op_type == "LSTM" and node.name in chosen for node in model.graph.node):
+            onnx.save(model, prepared)
+            with _quiet():
+                quantize_dynamic(
+                    prepared, result, op_types_to_quantize=["LSTM"], per_channel=step.per_channel,
+                    reduce_range=bits == 7, weight_type=QuantType.QInt8,
+                    nodes_to_exclude=[node for node in layers if node not in chosen],
+                )  # fmt: skip
+            model = onnx.load(result)
+    else:
+        onnx.save(model, prepared)
+        _quantize_statically(program, step, context, bits, prepared, result, model, layers)
+        model = onnx.load(result)
+    result.write_bytes(model.SerializeToString(deterministic=True))
+    return _Built(program, result, model, exported, layers)
+
+
+def _quantize_statically(
+    program: Program,
+    step: QuantizeInt8,
+    context: Context,
+    bits: int,
+    prepared: Path,
+    result: Path,
+    model: ModelProto,
+    layers: dict[str, str],
+) -> None:
+    operators = _choose_static_operators(model)
+    # Batch by batch: otherwise the quantizer holds the activations of all examples in memory.
+    extra: dict[str, Any] = {"CalibStridedMinMax": 1, "MatMulConstBOnly": True}
+    if step.calibration == "mse":
+        names = [tensor.name for tensor in program.signature.inputs]
+
+        def open_feeds() -> Iterator[dict[str, np.ndarray]]:
+            for inputs in _calibration_batches(step, context):
+                yield {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+
+        ranges = measure_ranges(model, find_activations(model, operators), open_feeds, context.directory)
+        extra["TensorQuantOverrides"] = {
+            name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()
+        }
+    examples = cast(BoundExamples, context.examples)
+    with _quiet():
+        quantize_static(
+            prepared,
+            result,
+            CalibrationReader(examples, program, step.num_calibration_examples, context.seed, context.report),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=operators,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=step.per_channel,
+            reduce_range=bits == 7,
+            nodes_to_exclude=_with_rewritten_names([n for n, layer in layers.items() if layer in step.skip_layers]),
+            calibrate_method=CALIBRATION[step.calibration],
+            extra_options=extra,
+        )
 
 
 def _conclude(
@@ -122,12 +293,11 @@ def _conclude(
     step: QuantizeInt8,
     context: Context,
     exported: Path,
-    result: Path,
-    quantized: ModelProto,
-    layers: dict[str, str],
+    built: _Built,
     bits: int,
 ) -> Outcome:
-    done = find_quantized(quantized, onnx.load(exported), layers)
+    result, quantized, layers = built.path, built.quantized, built.layers
+    done = find_quantized(quantized, built.exported, layers)
     kept = [name for name in dict.fromkeys(layers.values()) if name not in done]
     if not done:
         raise StepFailed(
@@ -139,7 +309,7 @@ def _conclude(
         )
     counts = [int(np.prod(each.dims)) for each in quantized.graph.initializer]
     nonzero = [int(np.count_nonzero(numpy_helper.to_array(each))) for each in quantized.graph.initializer]
-    cosine = _compare(program, context, exported, result)
+    cosine = _measure_cosine(program, context, exported, result)
     warnings = []
     if cosine < LOW_COSINE:
         warnings.append(
@@ -149,6 +319,10 @@ def _conclude(
     if kept:
         more = f" and {len(kept) - NUM_LAYERS_NAMED} more" if len(kept) > NUM_LAYERS_NAMED else ""
         warnings.append(f"Layers that stay in floating point: {', '.join(kept[:NUM_LAYERS_NAMED])}{more}.")
+    if step.mode == "weight_only":
+        warnings.append(
+            "Weight-only: the file is smaller, the arithmetic stays in floating point, so it is not faster."
+        )
     if bits == 7:
         warnings.append(
             "This processor has no 8-bit dot product instruction, so weights use 7 bits to keep sums from overflowing."
@@ -183,25 +357,22 @@ def _weight_bytes(model: ModelProto) -> int:
     return sum(numpy_helper.to_array(each).nbytes for each in model.graph.initializer)
 
 
-def _compare(program: Program, context: Context, exported: Path, result: Path) -> float:
-    """Return the smallest, over the float outputs, of the mean cosine between the float and the integer model."""
-    signature = program.signature
+def _measure_cosine(program: Program, context: Context, exported: Path, result: Path) -> float:
+    """Return the worst output's cosine on held-out examples, or on random inputs."""
+    batches = [program.example_inputs(program.signature.batch_size or CALIBRATION_BATCH, seed=context.seed)]
     if context.examples is not None:
-        tensors, _ = next(iter(cast(BoundExamples, context.examples).evaluation_batches(CALIBRATION_BATCH)))
-    else:
-        tensors = program.example_inputs(signature.batch_size or CALIBRATION_BATCH, seed=context.seed)
-    inputs = tuple(tensor.numpy() for tensor in tensors)
-    before, after = (
-        open_model(path, "onnxruntime", signature, context.num_threads)(inputs) for path in (exported, result)
-    )
-    cosines = []
-    for left, right in zip(before, after, strict=True):
-        if left.dtype.kind != "f" or left.ndim == 0:
-            continue
-        a, b = (array.astype(np.float64).reshape(len(array), -1) for array in (left, right))
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines.append(float(np.mean((a * b).sum(1) / np.maximum(norms, 1e-12))))
-    return min(cosines, default=1.0)
+        held_out = cast(BoundExamples, context.examples).evaluation_batches(CALIBRATION_BATCH)
+        batches = [batch[0] for batch in itertools.islice(held_out, NUM_COMPARED_BATCHES)]
+    return compare_files(program.signature, exported, result, batches, context.num_threads).cosine
+
+
+def _measure_error(program: Program, context: Context, exported: Path, result: Path) -> float:
+    """Return the worst output's relative squared error on calibration examples, or on random inputs."""
+    batches = [program.example_inputs(program.signature.batch_size or CALIBRATION_BATCH, seed=context.seed)]
+    if context.examples is not None:
+        training = cast(BoundExamples, context.examples).training_batches(CALIBRATION_BATCH, seed=context.seed)
+        batches = [batch[0] for batch in itertools.islice(training, NUM_COMPARED_BATCHES)]
+    return compare_files(program.signature, exported, result, batches, context.num_threads).error
 
 
 @contextlib.contextmanager

@@ -4,12 +4,39 @@ from types import ModuleType
 
 from app.recipes.facts import Capability
 from worker.engine.programs.program import Program
-from worker.engine.techniques import finetune, prune_magnitude, prune_structured, quantize_int8
+from worker.engine.techniques import (
+    distill,
+    factorize_low_rank,
+    finetune,
+    prune_magnitude,
+    prune_n_m,
+    prune_structured,
+    prune_wanda,
+    quantize_aware_training,
+    quantize_fixed,
+    quantize_float,
+    quantize_int4,
+    quantize_int8,
+    quantize_mixed,
+    share_weights,
+    train,
+)
 
 TECHNIQUES: dict[str, ModuleType] = {
+    "train": train,
     "prune_structured": prune_structured,
+    "factorize_low_rank": factorize_low_rank,
     "prune_magnitude": prune_magnitude,
+    "prune_n_m": prune_n_m,
+    "prune_wanda": prune_wanda,
     "finetune": finetune,
+    "distill": distill,
+    "share_weights": share_weights,
+    "quantize_mixed": quantize_mixed,
+    "quantize_int4": quantize_int4,
+    "quantize_float": quantize_float,
+    "quantize_fixed": quantize_fixed,
+    "quantize_aware_training": quantize_aware_training,
     "quantize_int8": quantize_int8,
 }
 

@@ -10,6 +10,8 @@ from app.recipes.facts import TensorFacts
 from worker.engine.errors import RecipeRefused
 from worker.engine.training.losses import IGNORED_LABEL
 
+Ranges = Mapping[str, tuple[int, int | None]]
+"""Variable size -> smallest and largest allowed value (None: unbounded)."""
 AXES = {"as_is": None, "nhwc_to_nchw": (0, 3, 1, 2), "nchw_to_nhwc": (0, 2, 3, 1)}
 
 
@@ -21,6 +23,8 @@ class BoundInput:
     binding: InputBinding
     column: np.ndarray
     dtype: np.dtype
+    text_mask: np.ndarray | None = None
+    """Made from text: ones where there are tokens, zeros where there is padding."""
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return the values of some rows, as the model takes them."""
@@ -74,9 +78,7 @@ def read_rows(column: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def bind_input(
-    tensor: TensorFacts, binding: InputBinding, column: np.ndarray, ranges: Mapping[str, tuple[int, int | None]]
-) -> BoundInput:
+def bind_input(tensor: TensorFacts, binding: InputBinding, column: np.ndarray, ranges: Ranges) -> BoundInput:
     """Check that a column can become a model input."""
     dtype = np.dtype(tensor.dtype)
     shape = column.shape
@@ -115,9 +117,9 @@ def bind_input(
     return BoundInput(tensor.name, binding, column, dtype)
 
 
-def bind_labels(data: Data, arrays: Mapping[str, np.ndarray], inputs: list[BoundInput]) -> BoundLabels:
-    """Find the labels of a task and check their kind."""
-    if data.label_column is None:
+def bind_labels(data: Data, column: np.ndarray | None, inputs: list[BoundInput]) -> BoundLabels:
+    """Find the labels of a task and check their kind. `column` is the label column, if one is named."""
+    if data.label_column is None or column is None:
         # Language modeling without a label column: the tokens themselves, except where an attention mask says padding.
         tokens = next((item for item in inputs if item.dtype.kind in "iu" and item.column.ndim == 2), None)
         if tokens is None:
@@ -126,9 +128,8 @@ def bind_labels(data: Data, arrays: Mapping[str, np.ndarray], inputs: list[Bound
                 code="labels_do_not_fit",
                 fix="Set recipe.data.label_column.",
             )
-        mask = next((item.column for item in inputs if item.name == "attention_mask"), None)
+        mask = next((item.column for item in inputs if item.name == "attention_mask"), tokens.text_mask)
         return BoundLabels(tokens.binding.column, tokens.column, np.dtype(np.int64), mask)
-    column = arrays[data.label_column]
     if data.task in ("classification", "language_modeling"):
         if column.dtype.kind not in "iub":
             raise RecipeRefused(
@@ -140,7 +141,7 @@ def bind_labels(data: Data, arrays: Mapping[str, np.ndarray], inputs: list[Bound
     return BoundLabels(data.label_column, column, np.dtype(np.float32))
 
 
-def _fits(size: int, want: int | str, ranges: Mapping[str, tuple[int, int | None]]) -> bool:
+def _fits(size: int, want: int | str, ranges: Ranges) -> bool:
     if isinstance(want, int):
         return size == want
     low, high = ranges.get(want, (1, None))

@@ -13,9 +13,9 @@ from app.recipes.data import Data, Task
 from app.recipes.plan import DatasetFormat
 from worker.engine.errors import RecipeRefused
 from worker.engine.programs.program import Signature
-from worker.engine.training.binding import BoundInput, BoundLabels, bind_input, bind_labels
-from worker.engine.training.datasets import map_column, read_columns
+from worker.engine.training.binding import BoundInput, BoundLabels, bind_labels
 from worker.engine.training.losses import compute_loss
+from worker.engine.training.table import Table
 
 Batch = tuple[tuple[Tensor, ...], Tensor | None]
 
@@ -45,6 +45,7 @@ class BoundExamples:
                 f"recipe.data.output is {data.output!r}; the model's outputs are {names}", code="unknown_output"
             )
         self.output_index = names.index(data.output) if data.output is not None else 0
+        self.output_is_named = data.output is not None
         self.fixed_batch = signature.batch_size
         """The only batch size the model takes, or None."""
         self._largest_batch = signature.dynamic_ranges.get("batch", (1, None))[1]
@@ -122,9 +123,9 @@ class BoundExamples:
             return self.fixed_batch
         return asked if self._largest_batch is None else min(asked, self._largest_batch)
 
-    def loss(self, outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    def loss(self, outputs: tuple[Tensor, ...], labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
         """Return the task's mean loss of one batch (differentiable)."""
-        return compute_loss(self.task, outputs[self.output_index], labels)
+        return compute_loss(self.task, outputs[self.output_index], labels, label_smoothing=label_smoothing)
 
 
 def open_examples(
@@ -133,15 +134,24 @@ def open_examples(
     signature: Signature,
     seed: int,
     directory: Path | None = None,
+    tokenizer: bytes | None = None,
 ) -> BoundExamples:
-    """Bind the recipe's data to a model's inputs. Compressed columns are unpacked once into `directory`."""
+    """Bind the recipe's data to a model's inputs. Compressed columns are unpacked once into `directory`.
+
+    `tokenizer` is the model's own (tokenizer.json), for columns of text.
+    """
     directory = directory or Path(tempfile.mkdtemp(prefix="examples-"))
-    training, num_rows = _bind(data, data.dataset_id, files, signature, directory)
+    table = Table(data.dataset_id, *files[data.dataset_id], directory, tokenizer)
+    training, num_rows = _bind(data, table, signature), table.num_rows
     rng = np.random.default_rng(seed)
     if data.evaluation_dataset_id is not None:
-        evaluation, num_evaluation = _bind(data, data.evaluation_dataset_id, files, signature, directory)
+        other = Table(data.evaluation_dataset_id, *files[data.evaluation_dataset_id], directory, tokenizer)
+        evaluation = _bind(data, other, signature)
         training_rows = np.arange(num_rows)
-        evaluation_rows = np.arange(num_evaluation)
+        evaluation_rows = np.arange(other.num_rows)
+    elif data.split_column is not None:
+        evaluation = training
+        training_rows, evaluation_rows = table.split(data)
     else:
         if num_rows < 2:
             raise RecipeRefused(
@@ -156,32 +166,18 @@ def open_examples(
     return BoundExamples(data, signature, training, evaluation, training_rows, evaluation_rows)
 
 
-def _bind(
-    data: Data, dataset_id: str, files: Mapping[str, tuple[Path, DatasetFormat]], signature: Signature, directory: Path
-) -> tuple[tuple[list[BoundInput], BoundLabels | None], int]:
-    path, format = files[dataset_id]
-    columns = {column.name: column for column in read_columns(path, format)}
+def _bind(data: Data, table: Table, signature: Signature) -> tuple[list[BoundInput], BoundLabels | None]:
     expected = {tensor.name for tensor in signature.inputs}
     if set(data.inputs) != expected:
         raise RecipeRefused(
             f"recipe.data.inputs binds {sorted(data.inputs)}, the model's inputs are {sorted(expected)}",
             code="inputs_not_bound",
         )
-    needed = {binding.column for binding in data.inputs.values()}
-    if data.label_column is not None:
-        needed.add(data.label_column)
-    missing = sorted(needed - columns.keys())
-    if missing:
-        raise RecipeRefused(
-            f"dataset {dataset_id} has no column {missing}; its columns are {sorted(columns)}", code="unknown_column"
-        )
-    arrays = {name: map_column(path, columns[name], directory) for name in sorted(needed)}
-    inputs = [
-        bind_input(tensor, data.inputs[tensor.name], arrays[data.inputs[tensor.name].column], signature.dynamic_ranges)
-        for tensor in signature.inputs
-    ]
-    labels = bind_labels(data, arrays, inputs) if data.has_labels else None
-    return (inputs, labels), len(next(iter(arrays.values())))
+    table.require(binding.column for binding in data.inputs.values())
+    table.require(name for name in (data.label_column, data.split_column) if name is not None)
+    inputs = [table.bind(tensor, data.inputs[tensor.name], signature.dynamic_ranges) for tensor in signature.inputs]
+    label = None if data.label_column is None else table.map(data.label_column, "recipe.data.label_column")
+    return inputs, bind_labels(data, label, inputs) if data.has_labels else None
 
 
 def _batch(bound: tuple[list[BoundInput], BoundLabels | None], rows: np.ndarray) -> Batch:

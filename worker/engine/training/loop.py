@@ -5,50 +5,41 @@ place where checkpoints will be taken (between two steps) and where a parallel p
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from math import cos, isfinite, pi
+from math import isfinite
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from app.recipes.metrics import Quality
+from app.recipes.training import TrainingSettings
 from worker.engine.errors import StepFailed
 from worker.engine.programs.program import Program
-from worker.engine.training.examples import BoundExamples
-from worker.engine.training.quality import evaluate_module, is_better
+from worker.engine.training.augment import augment
+from worker.engine.training.examples import Batch, BoundExamples
+from worker.engine.training.losses import count_targets
+from worker.engine.training.optimizers import make_optimizer
+from worker.engine.training.prefetch import prefetch
+from worker.engine.training.quality import Module, evaluate_module, is_better
+from worker.engine.training.schedules import learning_rate
+
+__all__ = ["Constraint", "Loss", "Trained", "learning_rate", "train"]
 
 REPORT_INTERVAL_SECONDS = 0.5
-SGD_MOMENTUM = 0.9
 Loss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
-"""(model outputs, model inputs, labels) -> mean loss of the batch."""
+"""(model outputs, model inputs, labels) -> mean loss of the batch. Outputs are float32 whatever the precision."""
 
 
-class Settings(Protocol):
-    """What a step's spec says about training; Finetune has exactly these fields."""
+class Constraint(Protocol):
+    """Something that holds for the weights after every step of a training run, e.g. that pruned ones are zero."""
 
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def max_steps(self) -> int | None: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def warmup_fraction(self) -> float: ...
-    @property
-    def gradient_clip_norm(self) -> float | None: ...
-    @property
-    def keep_best(self) -> bool: ...
+    def limit_gradients(self) -> None:
+        """Change the gradients after the backward pass, before they are clipped and before the optimizer sees them."""
+
+    def restore(self) -> None:
+        """Make it hold again after the optimizer's step. Called without gradients."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +57,16 @@ class Trained:
     """Rows trained on."""
     first_loss: float
     last_loss: float
+    stopped_early: bool = False
+    """Whether `patience` ended the run."""
 
 
 @dataclass
 class _Run:
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    masks: dict[nn.Parameter, Tensor]
+    parameters: list[nn.Parameter]
+    constraints: Sequence[Constraint]
     num_steps: int
     step: int = 0
     epoch: int = 0
@@ -84,20 +78,30 @@ class _Run:
 def train(
     program: Program,
     examples: BoundExamples,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     seed: int,
     report: Callable[..., None],
     loss: Loss | None = None,
+    module: nn.Module | None = None,
+    extra_parameters: Iterable[nn.Parameter] = (),
+    constraints: Sequence[Constraint] = (),
+    reference: Module | None = None,
 ) -> Trained:
     """Train the program's module in place and leave it in eval mode. Without `loss`, the task's own is used.
 
+    `module` is trained instead where it wraps the program's, e.g. to simulate rounding. `extra_parameters` are trained
+    along, e.g. a projection that only the loss uses. Masks hold in any case, `constraints` besides.
     With `keep_best`, a tenth of the training rows is set apart to choose by; the held-out rows are never looked at.
+    Where there are no labels, quality is likeness to `reference`, a model that does not change meanwhile.
     """
+    assert examples.has_labels or reference is not None, "without labels and reference, no epoch is better than another"
     if settings.keep_best:
         examples = examples.set_apart()
-    compute_loss = loss or (lambda outputs, _, labels: examples.loss(outputs, _labels(labels)))
-    module = program.module
+    compute_loss = loss or (
+        lambda outputs, _, labels: examples.loss(outputs, _labels(labels), label_smoothing=settings.label_smoothing)
+    )
+    module = module or program.module
     steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=_drops_last(examples, settings))
     if steps_per_epoch == 0:
         raise StepFailed(
@@ -106,38 +110,39 @@ def train(
             fix="Upload more rows, or export the model with a dynamic batch.",
         )
     num_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or settings.epochs * steps_per_epoch)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    optimizer = make_optimizer(module, settings, extra_parameters)
     run = _Run(
         module=module,
-        optimizer=_make_optimizer(module, settings),
-        masks={parameters[name]: mask for name, mask in program.masks.items()},
+        optimizer=optimizer,
+        parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+        constraints=(*constraints, _Masks(program)),
         num_steps=num_steps,
     )
-    before = _measure(run, examples, settings)
+    before = _measure(run, examples, settings, reference)
     _keep(run, before)
     first_loss = last_loss = float("nan")
-    quality, reported_at = before, 0.0
+    quality, reported_at, stopped_early = before, 0.0, False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        while run.step < num_steps:
+        while run.step < num_steps and not stopped_early:
             module.train()
-            batches = examples.training_batches(
-                settings.batch_size, seed=seed + run.epoch, drop_last=_drops_last(examples, settings)
-            )
-            for inputs, labels in batches:
-                rate = learning_rate(settings, run.step, num_steps)
-                last_loss = _step(run, rate, settings, partial(_call_loss, compute_loss, inputs, labels), inputs)
-                first_loss = last_loss if run.step == 1 else first_loss
-                if time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
-                    reported_at = time.monotonic()
-                    _report(report, run, last_loss, rate, quality)
-                if run.step == num_steps:
-                    break
+            with prefetch(_make_batches(examples, settings, seed, run.epoch)) as batches:
+                for batch in batches:
+                    rate = learning_rate(settings, run.step, num_steps)
+                    last_loss = _step(run, rate, settings, compute_loss, _split(batch, examples, settings))
+                    first_loss = last_loss if run.step == 1 else first_loss
+                    if time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
+                        reported_at = time.monotonic()
+                        _report(report, run, last_loss, rate, quality)
+                    if run.step == num_steps:
+                        break
             run.epoch += 1
-            quality = _measure(run, examples, settings)
-            _report(report, run, last_loss, rate, quality)
-            if run.best_quality is None or not settings.keep_best or is_better(quality, run.best_quality):
+            quality = _measure(run, examples, settings, reference)
+            assert run.best_quality is not None
+            if not settings.keep_best or is_better(quality, run.best_quality):
                 _keep(run, quality)
+            stopped_early = settings.patience is not None and run.epoch - run.best_epoch >= settings.patience
+            _report(report, run, last_loss, rate, quality, ended=stopped_early)
     if settings.keep_best and run.best_epoch != run.epoch:
         module.load_state_dict(run.best_state)
     module.eval()
@@ -151,83 +156,94 @@ def train(
         num_training=examples.num_training,
         first_loss=first_loss,
         last_loss=last_loss,
+        stopped_early=stopped_early and run.step < num_steps,
     )
 
 
-def learning_rate(settings: Settings, step: int, num_steps: int) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then constant or a cosine to zero."""
-    num_warmup = round(settings.warmup_fraction * num_steps)
-    if step < num_warmup:
-        return settings.learning_rate * (step + 1) / (num_warmup + 1)
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    return settings.learning_rate * 0.5 * (1 + cos(pi * (step - num_warmup) / max(num_steps - num_warmup, 1)))
+def _make_batches(examples: BoundExamples, settings: TrainingSettings, seed: int, epoch: int) -> Iterator[Batch]:
+    batches = examples.training_batches(
+        settings.batch_size, seed=seed + epoch, drop_last=_drops_last(examples, settings)
+    )
+    for index, (inputs, labels) in enumerate(batches):
+        yield augment(inputs, labels, settings.augmentations, (seed, epoch, index))
 
 
-def _call_loss(loss: Loss, inputs: tuple[Tensor, ...], labels: Tensor | None, outputs: tuple[Tensor, ...]) -> Tensor:
-    return loss(outputs, inputs, labels)
+def _split(batch: Batch, examples: BoundExamples, settings: TrainingSettings) -> list[tuple[Batch, float]]:
+    """Return the parts of a batch with their shares of its mean loss. A model with a fixed batch takes it whole."""
+    inputs, labels = batch
+    if settings.accumulate == 1 or examples.fixed_batch is not None:
+        return [(batch, 1.0)]
+    columns = [each.chunk(settings.accumulate) for each in inputs]
+    answers = [None] * len(columns[0]) if labels is None else labels.chunk(settings.accumulate)
+    parts = list(zip(zip(*columns, strict=True), answers, strict=True))
+    counts = [len(part[0]) if answer is None else count_targets(examples.task, answer) for part, answer in parts]
+    total = sum(counts)
+    if total == 0:
+        return [(batch, 1.0)]
+    return [(part, count / total) for part, count in zip(parts, counts, strict=True) if count]
 
 
 def _step(
     run: _Run,
     rate: float,
-    settings: Settings,
-    loss_of: Callable[[tuple[Tensor, ...]], Tensor],
-    inputs: tuple[Tensor, ...],
+    settings: TrainingSettings,
+    compute_loss: Loss,
+    parts: Sequence[tuple[Batch, float]],
 ) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    loss = loss_of(run.module(*inputs))
-    value = float(loss.detach())
-    run.step += 1
-    if not isfinite(value):
-        raise StepFailed(
-            f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
-            code="training_diverged",
-            fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
-        )
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    for parameter, mask in run.masks.items():
-        if parameter.grad is not None:
-            # Before clipping and before the optimizer sees it, so that no moment remembers a pruned weight.
-            parameter.grad.mul_(mask)
+    run.step += 1
+    value = 0.0
+    for (inputs, labels), share in parts:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+            outputs = run.module(*inputs)
+        outputs = tuple(each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
+        loss = compute_loss(outputs, inputs, labels) * share
+        value += float(loss.detach())
+        if not isfinite(value):
+            raise StepFailed(
+                f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
+                code="training_diverged",
+                fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
+            )
+        loss.backward()
+    for constraint in run.constraints:
+        constraint.limit_gradients()
     if settings.gradient_clip_norm is not None:
-        nn.utils.clip_grad_norm_(run.module.parameters(), settings.gradient_clip_norm)
+        nn.utils.clip_grad_norm_(run.parameters, settings.gradient_clip_norm)
     run.optimizer.step()
     with torch.no_grad():
-        for parameter, mask in run.masks.items():
-            parameter.mul_(mask)
+        for constraint in run.constraints:
+            constraint.restore()
     return value
 
 
-def _make_optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if not trainable:
-        raise StepFailed("the model has no trainable parameters", code="nothing_to_train")
-    norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    undecayed = {p for layer in module.modules() if isinstance(layer, norms) for p in layer.parameters()}
-    groups = [
-        {
-            "params": [p for p in trainable if p.ndim >= 2 and p not in undecayed],
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for p in trainable if p.ndim < 2 or p in undecayed], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=SGD_MOMENTUM, nesterov=True)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+class _Masks:
+    """Pruned weights stay zero, and no moment of the optimizer remembers them."""
+
+    def __init__(self, program: Program) -> None:
+        parameters = dict(program.module.named_parameters(remove_duplicate=False))
+        self._masks = [(parameters[name], mask) for name, mask in program.masks.items()]
+
+    def limit_gradients(self) -> None:
+        for parameter, mask in self._masks:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+
+    def restore(self) -> None:
+        for parameter, mask in self._masks:
+            parameter.mul_(mask)
 
 
-def _drops_last(examples: BoundExamples, settings: Settings) -> bool:
+def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
     """Leave out an incomplete last batch, which batch norm dislikes, unless it is all there is."""
     return examples.num_training >= settings.batch_size
 
 
-def _measure(run: _Run, examples: BoundExamples, settings: Settings) -> Quality:
+def _measure(run: _Run, examples: BoundExamples, settings: TrainingSettings, reference: Module | None) -> Quality:
     run.module.eval()
-    return evaluate_module(run.module, examples, min(settings.batch_size, 256))
+    return evaluate_module(run.module, examples, min(settings.batch_size, 256), reference)
 
 
 def _keep(run: _Run, quality: Quality) -> None:
@@ -235,9 +251,11 @@ def _keep(run: _Run, quality: Quality) -> None:
     run.best_state = {name: tensor.detach().clone() for name, tensor in run.module.state_dict().items()}
 
 
-def _report(report: Callable[..., None], run: _Run, loss: float, rate: float, quality: Quality) -> None:
+def _report(
+    report: Callable[..., None], run: _Run, loss: float, rate: float, quality: Quality, *, ended: bool = False
+) -> None:
     report(
-        run.step / run.num_steps,
+        1.0 if ended else run.step / run.num_steps,
         f"step {run.step} of {run.num_steps}, loss {loss:.4g}, {quality.metric} {quality.value:.4g}",
         loss=loss,
         learning_rate=rate,

@@ -11,16 +11,25 @@ IGNORED_LABEL = -100
 """Positions with this label count neither in the loss nor in the quality (torch's convention)."""
 
 
-def compute_loss(task: Task, output: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss of one batch, differentiable in `output`."""
+def compute_loss(task: Task, output: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean loss of one batch, differentiable in `output`; zero where all its labels are ignored.
+
+    `label_smoothing` spreads that share of the probability over all classes (Szegedy et al. 2016).
+    """
+    if label_smoothing and task != "classification":
+        raise RecipeRefused(
+            f"label_smoothing is {label_smoothing:g}, which is for classification; the task is {task!r}",
+            code="label_smoothing_needs_classes",
+            fix="Leave label_smoothing at 0.",
+        )
     if task == "classification":
         scores, classes = align_classes(output, labels)
         if scores.shape[-1] == 1:
-            return functional.binary_cross_entropy_with_logits(scores[:, 0].float(), classes.float())
-        return functional.cross_entropy(scores.float(), classes, ignore_index=IGNORED_LABEL)
+            return _binary_loss(scores[:, 0].float(), classes, label_smoothing)
+        return _class_loss(scores, classes, label_smoothing)
     if task == "language_modeling":
         scores, tokens = shift_tokens(output, labels)
-        return functional.cross_entropy(scores.flatten(0, 1).float(), tokens.flatten(), ignore_index=IGNORED_LABEL)
+        return _class_loss(scores.flatten(0, 1), tokens.flatten())
     if task == "regression":
         return functional.mse_loss(output.float(), align_values(output, labels))
     if task == "embedding":
@@ -29,6 +38,29 @@ def compute_loss(task: Task, output: Tensor, labels: Tensor) -> Tensor:
     raise RecipeRefused(
         f"task {task!r} has no loss", code="no_loss", fix="Set recipe.data.label_column and recipe.data.task."
     )
+
+
+def count_targets(task: Task, labels: Tensor) -> int:
+    """Return over how many positions `compute_loss` takes the mean, for weighing the parts of a split batch."""
+    if task == "language_modeling":
+        labels = labels[:, 1:]
+    elif task != "classification":
+        return len(labels)
+    return int((labels != IGNORED_LABEL).sum())
+
+
+def _class_loss(scores: Tensor, classes: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    total = functional.cross_entropy(
+        scores.float(), classes, ignore_index=IGNORED_LABEL, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / (classes != IGNORED_LABEL).sum().clamp(min=1)
+
+
+def _binary_loss(scores: Tensor, classes: Tensor, label_smoothing: float) -> Tensor:
+    counted = classes != IGNORED_LABEL
+    targets = classes.float().clamp(min=0) * (1 - label_smoothing) + label_smoothing / 2
+    losses = functional.binary_cross_entropy_with_logits(scores, targets, reduction="none")
+    return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
 def align_classes(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

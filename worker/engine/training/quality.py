@@ -17,6 +17,8 @@ from worker.engine.training.losses import IGNORED_LABEL, align_classes, align_va
 
 Predict = Callable[[tuple[np.ndarray, ...]], tuple[np.ndarray, ...]]
 """Model inputs of one batch -> all model outputs."""
+Module = Callable[..., tuple[Tensor, ...]]
+"""The same with tensors, one argument per input."""
 Metric = Literal["accuracy", "agreement", "mean_squared_error", "perplexity", "cosine"]
 
 
@@ -46,7 +48,7 @@ def evaluate(
                 _score_labels(tally, examples.task, output, labels[:num_rows])
             else:
                 other = output if baseline is None else _output(baseline(arrays), examples.output_index, num_rows)
-                _score_likeness(tally, output, other)
+                _score_likeness(tally, examples.task, output, other)
     return tally.conclude()
 
 
@@ -63,18 +65,24 @@ def evaluate_pair(
                 if labels is not None:
                     _score_labels(tally, examples.task, output, labels[:num_rows])
                 else:
-                    _score_likeness(tally, output, outputs[0])
+                    _score_likeness(tally, examples.task, output, outputs[0])
     return PairedQuality(before.conclude(), after.conclude(), before.change_error(after))
 
 
-def evaluate_module(module: Callable[..., tuple[Tensor, ...]], examples: BoundExamples, batch_size: int) -> Quality:
-    """Measure a torch module, in whatever mode it is."""
+def evaluate_module(
+    module: Module, examples: BoundExamples, batch_size: int, reference: Module | None = None
+) -> Quality:
+    """Measure a torch module, in whatever mode it is. Without labels it is compared with `reference`."""
+    baseline = None if reference is None else _predict_with(reference)
+    return evaluate(_predict_with(module), examples, baseline=baseline, batch_size=batch_size)
 
+
+def _predict_with(module: Module) -> Predict:
     def predict(inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         outputs = module(*(torch.from_numpy(array) for array in inputs))
         return tuple((each.float() if each.is_floating_point() else each).numpy() for each in outputs)
 
-    return evaluate(predict, examples, batch_size=batch_size)
+    return predict
 
 
 def is_better(quality: Quality, than: Quality) -> bool:
@@ -177,12 +185,15 @@ def _score_labels(tally: _Tally, task: str, output: Tensor, labels: Tensor) -> N
         tally.add("mean_squared_error", errors.reshape(rows, -1).mean(1))
 
 
-def _score_likeness(tally: _Tally, output: Tensor, other: Tensor) -> None:
-    """Compare with the original: the chosen class for score vectors, equality for integers, else the direction."""
+def _score_likeness(tally: _Tally, task: str, output: Tensor, other: Tensor) -> None:
+    """Compare with the original: the chosen class for score vectors, equality for integers, else the direction.
+
+    An embedding is a vector too, but its largest component means nothing: its direction does.
+    """
     rows = len(output)
     if not output.is_floating_point():
         tally.add("agreement", (output == other).reshape(rows, -1).double().mean(1))
-    elif output.ndim == 2 and output.shape[1] > 1:
+    elif task != "embedding" and output.ndim == 2 and output.shape[1] > 1:
         tally.add("agreement", (output.argmax(1) == other.argmax(1)).double())
     else:
         similarity = functional.cosine_similarity(output.reshape(rows, -1).float(), other.reshape(rows, -1).float())

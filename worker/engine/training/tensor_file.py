@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from worker.engine.errors import DatasetRejected
-from worker.engine.training.columns import MAX_COLUMNS, Column, check_column_name, checked_size
+from worker.engine.training.columns import MAX_COLUMNS, check_column_name, checked_size
+from worker.engine.training.stored import Part, StoredColumn
 
 MAX_HEADER_BYTES = 16 * 1024 * 1024
 TYPES = {
@@ -17,7 +18,7 @@ TYPES = {
 }  # fmt: skip
 
 
-def read_safetensors(path: Path) -> list[Column]:
+def read_safetensors(path: Path) -> list[StoredColumn]:
     """Return the columns of a .safetensors file; its arrays must fill the file without holes or overlaps."""
     with path.open("rb") as file:
         file_bytes = file.seek(0, 2)
@@ -39,16 +40,16 @@ def read_safetensors(path: Path) -> list[Column]:
     columns = sorted((_column(name, entry, 8 + length) for name, entry in header.items()), key=_offset)
     position = 8 + length
     for column in columns:
-        if column.member_offset != position:
-            raise _bad_header(f"array {column.name!r} begins at byte {column.member_offset}, expected {position}")
-        position += column.member_bytes
+        if column.part.offset != position:
+            raise _bad_header(f"array {column.name!r} begins at byte {column.part.offset}, expected {position}")
+        position += column.part.size
     if position != file_bytes:
         raise _bad_header(f"the arrays end at byte {position}, the file at {file_bytes}")
     return columns
 
 
-def _offset(column: Column) -> int:
-    return column.member_offset
+def _offset(column: StoredColumn) -> int:
+    return column.part.offset
 
 
 def _bad_header(what: str) -> DatasetRejected:
@@ -76,7 +77,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _column(name: str, entry: object, data_offset: int) -> Column:
+def _column(name: str, entry: object, data_offset: int) -> StoredColumn:
     check_column_name(name)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad_header(f"array {name!r} needs exactly dtype, shape and data_offsets")
@@ -96,10 +97,7 @@ def _column(name: str, entry: object, data_offset: int) -> Column:
             f"column {name!r}: shape {shape} of {kind} needs {size} bytes, data_offsets give {offsets[1] - offsets[0]}",
             code="dataset_bad_size",
         )
-    return Column(
-        name=name, dtype=dtype, shape=tuple(shape), fortran_order=False, deflated=False,
-        member_offset=data_offset + offsets[0], skip_bytes=0, packed_bytes=size, member_bytes=size, crc=None,
-    )  # fmt: skip
+    return StoredColumn(name, dtype, tuple(shape), Part(name, data_offset + offsets[0], size, size, False, None))
 
 
 def _are_sizes(values: object) -> bool:

@@ -1,0 +1,1 @@
+"""Weight sharing: one-dimensional k-means, and training that moves whole clusters."""

@@ -1,0 +1,94 @@
+"""Columns of text, made into the numbers that a model takes by the model's own tokenizer."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from app.recipes.data import Tokens
+from worker.engine.errors import RecipeRefused
+from worker.engine.training.columns import Column, scratch_file, write_once
+
+PARTS: tuple[Tokens, ...] = ("ids", "mask", "types")
+PADDING_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
+"""Tried in this order where tokenizer.json does not say; where the mask is zero, any number will do."""
+
+
+def encode_texts(
+    path: Path, column: Column, tokenizer: bytes | None, max_tokens: int, directory: Path
+) -> dict[Tokens, np.ndarray]:
+    """Return read-only memory maps [rows, max_tokens] of int64: token numbers, attention mask, token types.
+
+    The tokenizer adds its special tokens; longer texts are cut, shorter ones padded on the right. Raises RecipeRefused
+    with code no_tokenizer or bad_tokenizer.
+    """
+    if tokenizer is None:
+        raise RecipeRefused(
+            f"column {column.name!r} is text, and the model was uploaded without a tokenizer",
+            code="no_tokenizer",
+            fix="Upload the model as the zip of its Hugging Face folder with tokenizer.json (format=hf), or tokenize "
+            "the text and upload the numbers.",
+        )
+    shape = (column.num_rows, max_tokens)
+    place = hashlib.sha256(column.name.encode()).hexdigest()[:32]
+    files = {part: scratch_file(path, directory, "text", place, max_tokens, part) for part in PARTS}
+    if not all(file.exists() for file in files.values()):
+        together = scratch_file(path, directory, "text", place, max_tokens)
+        write_once(together, (block.tobytes() for block in _encode(path, column, tokenizer, max_tokens)))
+        rows = np.memmap(together, dtype=np.int64, mode="r", shape=(column.num_rows, len(PARTS), max_tokens))
+        for index, part in enumerate(PARTS):
+            step = max(1, 1024 * 1024 // max_tokens)
+            pieces = (rows[start : start + step, index].tobytes() for start in range(0, len(rows), step))
+            write_once(files[part], pieces)
+        del rows
+        together.unlink()
+    return {part: np.memmap(file, dtype=np.int64, mode="r", shape=shape) for part, file in files.items()}
+
+
+def _encode(path: Path, column: Column, raw: bytes, max_tokens: int) -> Iterator[np.ndarray]:
+    """Yield [rows, 3, max_tokens] for a few hundred rows at a time."""
+    tokenizer = _open_tokenizer(raw, max_tokens)
+    for texts in column.read_texts(path):
+        try:
+            encoded = tokenizer.encode_batch(texts)
+        except Exception as error:
+            raise _bad_tokenizer(f"it cannot encode column {column.name!r}: {str(error)[:200]}") from error
+        block = np.array([(row.ids, row.attention_mask, row.type_ids) for row in encoded], dtype=np.int64)
+        if block.shape != (len(texts), len(PARTS), max_tokens):
+            raise _bad_tokenizer(f"it gives {block.shape[2:]} tokens where {max_tokens} are asked for")
+        yield block
+
+
+def _open_tokenizer(raw: bytes, max_tokens: int):  # type: ignore[no-untyped-def]
+    # Threads of its own would be beyond the engine's limits.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+        said = tokenizer.padding or {}
+        token = said.get("pad_token")
+        if token is None:
+            token = next((each for each in PADDING_TOKENS if tokenizer.token_to_id(each) is not None), "[PAD]")
+        number = tokenizer.token_to_id(token)
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.enable_padding(
+            direction="right",
+            pad_id=0 if number is None else number,
+            pad_type_id=said.get("pad_type_id", 0),
+            pad_token=token,
+            length=max_tokens,
+        )
+    except Exception as error:
+        raise _bad_tokenizer(str(error)[:200]) from error
+    return tokenizer
+
+
+def _bad_tokenizer(what: str) -> RecipeRefused:
+    return RecipeRefused(
+        f"the model's tokenizer.json cannot be used: {what}",
+        code="bad_tokenizer",
+        fix="Upload the folder with a tokenizer.json of the library `tokenizers`, or tokenize the text yourself.",
+    )
