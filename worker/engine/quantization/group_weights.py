@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from app.recipes.quantization import QuantizeInt4
+from worker.engine.heap import release_freed_memory
 from worker.engine.measure.activations import Gram, can_collect
 from worker.engine.measure.walk import Walk
 from worker.engine.packing.encodings import Grouped
@@ -140,4 +141,5 @@ class Coder:
             self._program.encode(weight.name, encoding)
         assert mask is None or not bool(weight.parameter.detach()[~mask].any()), f"{weight.name} lost its mask"
         self.result.coded[weight.name] = encoding
+        release_freed_memory()
         self.result.effects[weight.name] = (metric, error)

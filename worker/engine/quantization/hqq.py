@@ -15,9 +15,9 @@ Grid = tuple[Tensor, Tensor]
 """Scale and zero point of each group."""
 NORM = 0.7
 """The p of sum |error| ** p: below 1, large errors of few weights count little."""
-NUM_ROUNDS = 20
+NUM_ROUNDS = 10
 FIRST_STRENGTH = 10.0
-STRENGTH_GROWTH = 1.05
+STRENGTH_GROWTH = 1.1
 
 
 def round_by_hqq(weight: Tensor, bits: int, group_size: int, *, symmetric: bool) -> Grouped:
@@ -32,12 +32,11 @@ def round_by_hqq(weight: Tensor, bits: int, group_size: int, *, symmetric: bool)
     padded = torch.nn.functional.pad(matrix, (0, num_groups * group_size - columns))
     groups = padded.reshape(rows, num_groups, group_size)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    best = choose_grid(groups, bits, symmetric=symmetric)
-    limit = _squares(_errors(groups, best, bits))
-    for share in SHRINKS[1:]:
-        grid = choose_grid(groups.clamp(low * share, high * share), bits, symmetric=symmetric)
-        best = _better(groups, best, grid, bits, limit)
-    scale, zero = _solve(groups, best, bits, limit, symmetric=symmetric)
+    best = _Best(groups, choose_grid(groups, bits, symmetric=symmetric), bits)
+    for share in SHRINKS[2::2]:
+        best.offer(choose_grid(groups.clamp(low * share, high * share), bits, symmetric=symmetric))
+    _solve(groups, best, bits, symmetric=symmetric)
+    scale, zero = best.grid
     return Grouped(
         codes=round_on(groups, scale, zero, bits).to(torch.uint8).reshape(rows, -1)[:, :columns].contiguous(),
         scales=scale.squeeze(-1),
@@ -53,8 +52,8 @@ def measure_norm(difference: Tensor) -> Tensor:
     return difference.abs().pow(NORM).sum(-1, keepdim=True)
 
 
-def _solve(groups: Tensor, start: Grid, bits: int, limit: Tensor, *, symmetric: bool) -> Grid:
-    best = scale, zero = start
+def _solve(groups: Tensor, best: "_Best", bits: int, *, symmetric: bool) -> None:
+    scale, zero = best.grid
     # Strengths are for weights of unit size, whatever the unit.
     unit = groups.abs().mean(-1, keepdim=True).clamp(min=1e-30)
     strength = FIRST_STRENGTH
@@ -69,9 +68,8 @@ def _solve(groups: Tensor, start: Grid, bits: int, limit: Tensor, *, symmetric: 
         centred = codes - zero
         fitted = (centred * rest).sum(-1, keepdim=True) / centred.square().sum(-1, keepdim=True).clamp(min=1e-30)
         scale = torch.where(fitted.abs() > 1e-30, fitted, scale)
-        best = _better(groups, best, (scale, zero), bits, limit)
+        best.offer((scale, zero))
         strength *= STRENGTH_GROWTH
-    return best
 
 
 def _shrink(errors: Tensor, strength: float) -> Tensor:
@@ -81,15 +79,25 @@ def _shrink(errors: Tensor, strength: float) -> Tensor:
     return errors.sign() * (magnitude - threshold).clamp(min=0)
 
 
-def _better(groups: Tensor, one: Grid, other: Grid, bits: int, limit: Tensor) -> Grid:
-    """Return, group by group, the grid with the smaller norm of its errors; the first on a tie or above the limit."""
-    errors = [_errors(groups, grid, bits) for grid in (one, other)]
-    wins = (measure_norm(errors[1]) < measure_norm(errors[0])) & (_squares(errors[1]) <= limit)
-    return torch.where(wins, other[0], one[0]), torch.where(wins, other[1], one[1])
+class _Best:
+    """The grid of each group with the smallest norm so far."""
 
+    def __init__(self, groups: Tensor, grid: Grid, bits: int) -> None:
+        self.grid = grid
+        self._groups, self._bits = groups, bits
+        errors = self._errors(grid)
+        self._norm, self._limit = measure_norm(errors), _squares(errors)
 
-def _errors(groups: Tensor, grid: Grid, bits: int) -> Tensor:
-    return groups - (round_on(groups, *grid, bits) - grid[1]) * grid[0]
+    def offer(self, grid: Grid) -> None:
+        """Take a grid where its norm is smaller, and its squared error no larger than that of the first grid."""
+        errors = self._errors(grid)
+        norm = measure_norm(errors)
+        wins = (norm < self._norm) & (_squares(errors) <= self._limit)
+        self.grid = torch.where(wins, grid[0], self.grid[0]), torch.where(wins, grid[1], self.grid[1])
+        self._norm = torch.where(wins, norm, self._norm)
+
+    def _errors(self, grid: Grid) -> Tensor:
+        return self._groups - (round_on(self._groups, *grid, self._bits) - grid[1]) * grid[0]
 
 
 def _squares(errors: Tensor) -> Tensor:
