@@ -10,6 +10,16 @@ import redis
 _MAX_SOCKET_PATH = 100  # the kernel's limit is 108 bytes
 
 
+def _make_short_directory() -> Path:
+    # TMPDIR can be as deep as the data directory; /tmp is short and every POSIX system has it.
+    for parent in (None, "/tmp"):
+        directory = Path(tempfile.mkdtemp(prefix="pare-", dir=parent))
+        if len(os.fsencode(directory / "valkey.sock")) <= _MAX_SOCKET_PATH:
+            return directory
+        directory.rmdir()
+    raise AssertionError("a path below /tmp is short")
+
+
 class EmbeddedBroker:
     """Where the server keeps its data, how it is started and how it is reached."""
 
@@ -19,8 +29,9 @@ class EmbeddedBroker:
         self._short: Path | None = None
         self.socket = directory / "valkey.sock"
         if len(os.fsencode(self.socket)) > _MAX_SOCKET_PATH:
-            self._short = Path(tempfile.mkdtemp(prefix="pare-"))
+            self._short = _make_short_directory()
             self.socket = self._short / "valkey.sock"
+        self.socket.unlink(missing_ok=True)  # left by a server that was killed
 
     @property
     def url(self) -> str:
@@ -55,8 +66,8 @@ class EmbeddedBroker:
         except (redis.RedisError, OSError):
             return False
 
-    def remove_socket(self) -> None:
-        """Take away what a server that is gone leaves behind."""
+    def close(self) -> None:
+        """Take away what a server that has ended leaves behind; the server cannot be started again."""
         self.socket.unlink(missing_ok=True)
         if self._short is not None:
             shutil.rmtree(self._short, ignore_errors=True)

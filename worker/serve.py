@@ -58,6 +58,7 @@ class Service:
         self._isolation = detect(self._settings.isolation)
         self._num_signals = 0
         self._children: list[Child] = []
+        self._broker: EmbeddedBroker | None = None
         check_exposure(host, self._isolation)
 
     def run(self) -> None:
@@ -70,6 +71,8 @@ class Service:
         finally:
             for child in reversed(self._children):
                 child.stop(lambda: self._num_signals > 1)
+            if self._broker is not None:
+                self._broker.close()
             lock.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -79,8 +82,7 @@ class Service:
         database.upgrade()
         environment = self._environment()
         if "PARE_BROKER_URL" not in os.environ:
-            broker = EmbeddedBroker(self._settings.data_dir / "broker")
-            broker.remove_socket()
+            broker = self._broker = EmbeddedBroker(self._settings.data_dir / "broker")
             environment["PARE_BROKER_URL"] = broker.url
             self._start("broker", broker.command(), environment, 10)
             self._wait(broker.is_ready, "the broker")

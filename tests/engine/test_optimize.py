@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from app.recipes.metrics import Metrics
+from app.recipes.recipe import KINDS
 from tests.engine.digits import Convolutions, Rows, Uploads, make_uploads
 from tests.engine.process import Finished, digest, plan_of, prepare, run
 from worker.engine.arrays import read_npz, write_npz
@@ -82,12 +83,7 @@ def test_a_good_model_is_described(tmp_path: Path, digits: Uploads) -> None:
     assert [layer.name for layer in facts.layers if layer.type == "Conv2d"] == ["first.0", "second.0"]
     assert facts.dynamic_batch
     assert facts.parameters == sum(each.numel() for each in Convolutions().parameters())
-    assert {each.kind: each.applicable for each in facts.capabilities} == {
-        "prune_structured": True,
-        "prune_magnitude": True,
-        "finetune": True,
-        "quantize_int8": True,
-    }
+    assert {each.kind: each.applicable for each in facts.capabilities} == dict.fromkeys(KINDS, True)
 
 
 def test_what_is_no_model_is_rejected_with_a_reason(tmp_path: Path, digits: Uploads) -> None:

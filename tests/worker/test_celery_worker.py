@@ -50,7 +50,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     broker = Broker(tmp_path / "broker")
     yield broker
     broker.child.stop(lambda: False)
-    broker.embedded.remove_socket()
+    broker.embedded.close()
 
 
 @pytest.fixture

@@ -78,9 +78,16 @@ def ask(url: str) -> dict[str, object]:
     return answer
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_everything_starts_answers_and_is_gone_however_it_ends(serve: Serve, tmp_path: Path, number: int) -> None:
-    process = serve()
+# A unix socket's path has at most 107 bytes; the data directory may be as deep as it likes.
+@pytest.mark.parametrize(
+    ("number", "below"), [(signal.SIGINT, "d" * 120), (signal.SIGTERM, ""), (signal.SIGKILL, "")],
+    ids=["interrupt-deep", "terminate", "kill"],
+)  # fmt: skip
+def test_everything_starts_answers_and_is_gone_however_it_ends(
+    serve: Serve, tmp_path: Path, number: int, below: str
+) -> None:
+    data_dir = tmp_path / "data" / below
+    process = serve(data_dir)
     url = read_url(process)
     assert ask(f"{url}/health/live")["status"]
     assert len(find_service(tmp_path)) >= 5
@@ -90,7 +97,7 @@ def test_everything_starts_answers_and_is_gone_however_it_ends(serve: Serve, tmp
     status = process.wait(30)
     assert status == (0 if number != signal.SIGKILL else -signal.SIGKILL)
     wait_until(lambda: not find_service(tmp_path), 5, "the end of every process")
-    assert (tmp_path / "data" / "broker" / "appendonlydir").is_dir()
+    assert (data_dir / "broker" / "appendonlydir").is_dir()
 
 
 def test_a_second_one_on_the_same_data_is_refused_and_a_crashed_child_comes_back(serve: Serve, tmp_path: Path) -> None:

@@ -129,6 +129,30 @@ def test_a_computed_weight_leaves_the_layer_alone(tmp_path: Path) -> None:
     assert set(program.module.state_dict()) == set(WeightNorm().state_dict())
 
 
+class InputMajor(nn.Module):
+    """Weights stored as (in, out), as GPT-2 stores them; only those of `affine` are used as a linear layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.affine, self.scaled, self.twice = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.addmm(self.affine.bias, x, self.affine.weight)
+        x = torch.addmm(self.scaled.bias, x, self.scaled.weight, beta=2)
+        return torch.addmm(self.twice.bias, x, self.twice.weight) * self.twice.weight.sum()
+
+
+def test_a_linear_layer_with_its_weight_transposed_is_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = InputMajor()
+    program = opened(model, (torch.randn(3, 4),), tmp_path)
+    types = layer_types(program)
+    assert [path for path, kind in types.items() if kind == "Linear"] == ["affine"]
+    state = program.module.state_dict()
+    assert torch.equal(state["affine.weight"], model.affine.weight.t())
+    assert torch.equal(state["twice.weight"], model.twice.weight)
+
+
 class GroupedQueries(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -46,6 +46,8 @@ def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
+AFFINE = ("Linear", "Conv1D")
+
 MODELS = {
     "minilm": (minilm, ("last_hidden_state", "pooler_output"), ()),
     "llama": (llama, ("logits",), (("model.embed_tokens.weight", "lm_head.weight"),)),
@@ -83,6 +85,9 @@ def test_transformers(name: str, dynamic: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
     assert set(dict(program.module.named_parameters())) <= set(dict(model.named_parameters(remove_duplicate=False)))
 
+    layers = {path: module for path, module in program.module.named_modules() if isinstance(module, nn.Linear)}
+    # Every projection is a layer that techniques find, those of GPT-2's Conv1D as well.
+    assert set(layers) == {path for path, module in model.named_modules() if type(module).__name__ in AFFINE}
     facts = describe(program)
     assert facts.parameters == sum(value.numel() for value in model.parameters())
     assert facts.uncounted_operators == ()

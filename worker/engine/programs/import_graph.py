@@ -1,6 +1,7 @@
 """From a loaded torch.export program to an fx.GraphModule with real layers at the original names."""
 
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from worker.engine.programs.layers import BUILDERS, Call, Layer, arguments_of
+from worker.engine.programs.layers import BUILDERS, Call, Layer, arguments_of, is_affine
 from worker.engine.programs.module_tree import ModuleTree
 from worker.engine.programs.operators import ASSERTIONS, AUTOCAST, GRAD_MODE
 from worker.engine.programs.program import Program
@@ -43,6 +44,8 @@ class _Importer:
         """Old node of a recurrent operator -> new node of its layer."""
         self._counters: dict[str, fx.Node] = {}
         """num_batches_tracked buffer -> the new node that counts it up."""
+        self._turned: set[fx.Node] = set()
+        """Old nodes of matrices that are stored transposed."""
         self._trains = False
 
     def run(self, output_names: tuple[str, ...]) -> Program:
@@ -57,6 +60,7 @@ class _Importer:
                 self._names[node] = spec.target
             else:
                 self._values[node] = self._graph.placeholder(node.name)
+        self._turn_input_major_weights()
         for node in exported.graph.nodes:
             if node.op not in ("placeholder", "output"):
                 self._copy(node, exported.graph_module)
@@ -68,6 +72,16 @@ class _Importer:
             exported_in="train" if self._trains else "eval",
             tied=self._tree.tied,
         )
+
+    def _turn_input_major_weights(self) -> None:
+        # GPT-2's Conv1D keeps its weight as (in, out) and calls addmm. Stored as nn.Linear stores it, it is that layer.
+        once = Counter(id(tensor) for tensor in self._tree.tensors.values())
+        for node, name in self._names.items():
+            tensor = self._tree.tensors[name]
+            held_once = once[id(tensor)] == 1 and isinstance(tensor, nn.Parameter) and tensor.dim() == 2
+            if held_once and node.users and all(is_affine(user, node, self._names) for user in node.users):
+                self._tree.transpose(name)
+                self._turned.add(node)
 
     def _finish(self, output: fx.Node) -> None:
         results, outputs = self._exported.graph_signature.output_specs, []
@@ -95,7 +109,8 @@ class _Importer:
         if not isinstance(old, fx.Node):
             return old
         if old not in self._values:
-            self._values[old] = self._graph.get_attr(self._names[old])
+            value = self._graph.get_attr(self._names[old])
+            self._values[old] = self._graph.call_function(aten.t.default, (value,)) if old in self._turned else value
         return self._values[old]
 
     def _copy(self, node: fx.Node, owner: nn.Module) -> None:
@@ -189,7 +204,8 @@ class _Importer:
         value = first.meta.get("val") if isinstance(first, fx.Node) else None
         rank = value.dim() if isinstance(value, Tensor) else 0
         size = value.shape[1] if isinstance(value, Tensor) and rank > 1 else 0
-        layer = BUILDERS[node.target](Call(arguments, stored, rank, size if isinstance(size, int) else 0))
+        call = Call(arguments, stored, rank, size if isinstance(size, int) else 0, self._turned)
+        layer = BUILDERS[node.target](call)
         if layer is None:
             return None
         held = {attribute: self._names[old] for attribute, old in layer.held.items()}

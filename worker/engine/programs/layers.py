@@ -4,7 +4,7 @@ Each builder looks at one call and returns the layer without its tensors (on the
 layer holds them, and the call's remaining inputs; or None where the call cannot be such a layer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class Call:
     """Axes of the (first) input."""
     channels: int
     """Size of the input's axis 1, or 0 where it varies."""
+    turned: Container[fx.Node] = ()
+    """Matrices among the tensors that are stored as the transpose of what the call takes."""
 
     def tensor(self, name: str) -> Tensor | None:
         """Return the weight or buffer given for an argument."""
@@ -80,6 +82,24 @@ def _linear(call: Call) -> Layer | None:
         return None
     module = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in held, device="meta")
     return Layer(module, held, (call.arguments["input"],))
+
+
+def is_affine(node: fx.Node, weight: fx.Node, stored: Container[fx.Node]) -> bool:
+    """Whether a node is bias + input @ weight with a stored bias: nn.Linear but for the layout of its weight."""
+    if node.target is not aten.addmm.default:
+        return False
+    given = arguments_of(node)
+    bias = given["self"]
+    plain = given["mat2"] is weight and given["mat1"] is not weight and given["beta"] == 1 and given["alpha"] == 1
+    return plain and bias in stored and bias.meta["val"].dim() == 1
+
+
+def _affine(call: Call) -> Layer | None:
+    weight, held = call.tensor("mat2"), call.held("self", "mat2")
+    if weight is None or held is None or held["mat2"] not in call.turned:
+        return None
+    module = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    return Layer(module, {"weight": held["mat2"], "bias": held["self"]}, (call.arguments["mat1"],))
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -263,6 +283,7 @@ def _recurrent(kind: Any, **options: Any) -> Callable[[Call], Layer | None]:
 
 BUILDERS: dict[Any, Callable[[Call], Layer | None]] = {
     aten.linear.default: _linear,
+    aten.addmm.default: _affine,
     aten.conv1d.default: _convolution,
     aten.conv2d.default: _convolution,
     aten.conv3d.default: _convolution,

@@ -26,6 +26,14 @@ class ModuleTree:
                 groups[key].append(name)
         self.tied = tuple(tuple(names) for names in groups.values() if len(names) > 1)
 
+    def transpose(self, name: str) -> None:
+        """Store a matrix as its transpose from here on. It must have this one name only."""
+        tensor = self.tensors[name]
+        turned = tensor.detach().t().contiguous()
+        self.tensors[name] = (
+            nn.Parameter(turned, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else turned
+        )
+
     def place(self, module: nn.Module, held: dict[str, str], caller: str) -> str | None:
         """Put a layer where the model had it and return its path; None where the tensors' names fit no layer.
 
