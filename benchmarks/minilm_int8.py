@@ -50,6 +50,7 @@ OURS: dict[str, dict[str, Any]] = {
     "pare, per_row narrowing": {"per_row": "narrowing"},
     "pare, per_row all, gptq": {"rounding": "gptq"},
     "pare, per_row narrowing, gptq": {"per_row": "narrowing", "rounding": "gptq"},
+    "pare, per_row none, gptq, smoothing 0.7": {"per_row": "none", "rounding": "gptq", "smoothing": 0.7},
     "pare, per_row narrowing, gptq, smoothing 0.7": {"per_row": "narrowing", "rounding": "gptq", "smoothing": 0.7},
 }
 THEIRS = {

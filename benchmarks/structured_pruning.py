@@ -83,12 +83,19 @@ METHODS: dict[str, Callable[[Program, BoundExamples | None], Program]] = {
     "original": lambda program, _: program,
     "script, MagnitudeImportance": lambda program, _: prune_with_script(program, grouped=False),
     "script, GroupMagnitudeImportance": lambda program, _: prune_with_script(program, grouped=True),
-    "pare, defaults": lambda program, _: prune_with_pare(program, None),
-    "pare, global": lambda program, _: prune_with_pare(program, None, scope="global"),
-    "pare, magnitude": lambda program, _: prune_with_pare(program, None, criterion="magnitude"),
+    "pare, without data": lambda program, _: prune_with_pare(program, None),
+    "pare, defaults": lambda program, examples: prune_with_pare(program, examples),
+    "pare, global": lambda program, examples: prune_with_pare(program, examples, scope="global"),
+    "pare, magnitude": lambda program, examples: prune_with_pare(program, examples, criterion="magnitude"),
     "pare, taylor": lambda program, examples: prune_with_pare(program, examples, criterion="taylor"),
-    "pare, taylor global": lambda program, examples: prune_with_pare(
-        program, examples, criterion="taylor", scope="global"
+    "pare, taylor, 4 rounds": lambda program, examples: prune_with_pare(
+        program, examples, criterion="taylor", num_iterations=4
+    ),
+    "pare, taylor, 4 rounds, round_to 1": lambda program, examples: prune_with_pare(
+        program, examples, criterion="taylor", num_iterations=4, round_to=1
+    ),
+    "pare, width too": lambda program, examples: prune_with_pare(
+        program, examples, structures=["channels", "hidden_units", "heads", "width"]
     ),
 }
 

@@ -15,6 +15,8 @@ from pare.transfer import OnBytes, download, upload
 from pare.transport import Transport
 
 OnEvent = Callable[[Event], None]
+_ONNX_HEAD = re.compile(rb"\x08[\x03-\x1e][\x12\x1a\x22\x28\x32\x3a\x42\x72]", re.DOTALL)
+"""The version of the format, a small number, and the tag of another field of the file."""
 _CONFIG_ENTRY = re.compile(rb"PK\x01\x02.{42}(?:[A-Za-z0-9_.\-]{1,200}/)?config\.json", re.DOTALL)
 Checked = TypeVar("Checked", Model, Dataset)
 DATASET_FORMATS: dict[str, Literal["npz", "safetensors", "parquet", "images"]] = {
@@ -43,7 +45,7 @@ class Models:
     ) -> Model:
         """Upload a model file. Its check goes on in the service; `wait` for it before submitting jobs.
 
-        `format` is pt2, hf (a zip of a Hugging Face folder) or safetensors; without it, the file tells.
+        `format` is pt2, hf (a zip of a Hugging Face folder), safetensors or onnx; without it, the file tells.
         A safetensors file needs the `architecture` that uses its weights (see `architectures`).
         """
         path = Path(file)
@@ -226,7 +228,7 @@ def raise_unless_succeeded(job: Job) -> None:
         raise JobFailed(job.id, job.raw.get("error"))
 
 
-def model_format(file: Path) -> Literal["pt2", "hf", "safetensors"]:
+def model_format(file: Path) -> Literal["pt2", "hf", "safetensors", "onnx"]:
     """Return the model format that a file's content says, or else its name."""
     try:
         with file.open("rb") as stream:
@@ -240,6 +242,8 @@ def model_format(file: Path) -> Literal["pt2", "hf", "safetensors"]:
         return "hf" if _CONFIG_ENTRY.search(tail) and b"archive_format" not in tail else "pt2"
     if file.suffix == ".safetensors" or head[8:9] == b"{":
         return "safetensors"
+    if file.suffix == ".onnx" or _ONNX_HEAD.match(head):
+        return "onnx"
     return "pt2"
 
 

@@ -20,10 +20,10 @@ from app.recipes.facts import ModelFacts
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
-UploadFormat = Literal["pt2", "hf", "safetensors"]
+UploadFormat = Literal["pt2", "hf", "safetensors", "onnx"]
 _FORMAT = (
     "What the file is. pt2: written by torch.export.save. hf: a zip of a Hugging Face folder (config.json and "
-    "safetensors). safetensors: a state dict, with `architecture`."
+    "safetensors). safetensors: a state dict, with `architecture`. onnx: a float model in one ONNX file."
 )
 
 ModelId = Annotated[

@@ -23,8 +23,8 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 FileName = Annotated[str, Field(pattern=FILE_NAME)]
 
 Action = Literal["check_model", "check_dataset", "optimize", "verify"]
-ModelFormat = Literal["pt2", "hf", "safetensors"]
-"""torch.export program; zip of a Hugging Face folder; state dict of a catalogue architecture."""
+ModelFormat = Literal["pt2", "hf", "safetensors", "onnx"]
+"""torch.export program; zip of a Hugging Face folder; state dict of a catalogue architecture; ONNX file."""
 DatasetFormat = Literal["npz", "safetensors", "parquet", "images"]
 """Arrays; arrays; table; zip with one folder of images per class."""
 

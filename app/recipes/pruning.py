@@ -29,8 +29,8 @@ class PruneStructured(BaseStep):
         ("channels", "hidden_units", "heads"), max_length=4, json_schema_extra={"minItems": 1}
     )
     """What may be removed: convolution channels, hidden units of linear and recurrent layers, whole attention heads
-    (with grouped queries: a key/value head with its group), and the width of embeddings and of the stream they feed,
-    which costs the most quality."""
+    (with grouped queries: a key/value head with its group), and the width of embeddings and of streams that several
+    layers add to (residual connections), which costs the most quality."""
     criterion: Literal["magnitude", "group_norm", "batch_norm_scale", "taylor"] = "group_norm"
     """How importance is judged: L2 norm of the layer's own filter; of the whole dependency group; the scale of the
     following batch norm (Liu et al. 2017); first-order Taylor |w * dL/dw| on labelled data (Molchanov et al. 2019)."""
@@ -38,6 +38,11 @@ class PruneStructured(BaseStep):
     """Rank structures against those of all layers, or only within their own layer group."""
     round_to: int = Field(8, ge=1, le=256)
     """Keep channel counts a multiple of this: unrounded counts are often slower than the original."""
+    compensate: bool = True
+    """Adjust the layers that read removed channels so that their outputs stay close to what they were: least squares on
+    training examples, labels not needed. Left out where the recipe has no data."""
+    num_calibration_examples: int = Field(256, ge=1, le=65536)
+    """Training examples used to compensate."""
     num_iterations: int = Field(1, ge=1, le=100)
     """Remove in this many rounds, judging importance anew in each."""
     training: TrainingSettings | None = None

@@ -18,7 +18,7 @@ def upload(
     call: Invocation,
     file: Annotated[Path, typer.Argument(help="A .pt2 or .safetensors file, or a zip of a Hugging Face folder.")],
     name: Annotated[str | None, typer.Option(help="A name for lists; default the file's.")] = None,
-    format: Annotated[str | None, typer.Option(help="pt2, hf or safetensors; default what the file is.")] = None,
+    format: Annotated[str | None, typer.Option(help="pt2, hf, safetensors or onnx; default what the file is.")] = None,
     architecture: Annotated[
         str | None, typer.Option(help="safetensors: the program that uses the weights; see `models architectures`.")
     ] = None,

@@ -1,15 +1,18 @@
-"""A Hugging Face folder and a state dict go through the whole engine, as a .pt2 does."""
+"""A Hugging Face folder, a state dict and an ONNX file go through the whole engine, as a .pt2 does."""
 
 import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from onnx import helper
+from safetensors.torch import load_file, save, save_file
 
 from tests.engine.process import Finished, digest, plan_of, run
+from tests.engine.programs.onnx_files import make_onnx_file
 from worker.engine.catalogue.registry import CATALOGUE
 
 pytestmark = pytest.mark.timeout(300)
@@ -69,3 +72,32 @@ def test_a_state_dict_is_optimized(tmp_path: Path) -> None:
     finished = optimize(tmp_path, tmp_path / "w.safetensors", format="safetensors", architecture="vit:heads=2")
     origin = made_from(finished)
     assert (origin["format"], origin["architecture"]) == ("safetensors", "vit:heads=2")
+
+
+def test_an_onnx_file_is_optimized(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    tensors = {
+        name: random.standard_normal(shape).astype(np.float32) * 0.3
+        for name, shape in {
+            "conv.weight": (8, 1, 3, 3), "conv.bias": (8,), "bn.weight": (8,), "bn.bias": (8,), "bn.running_mean": (8,),
+            "fc.weight": (3, 128), "fc.bias": (3,),
+        }.items()
+    }  # fmt: skip
+    tensors["bn.running_var"] = np.ones(8, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["image", "conv.weight", "conv.bias"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node(
+            "BatchNormalization",
+            ["a", *(f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var"))],
+            ["b"],
+        ),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "fc.weight", "fc.bias"], ["logits"], transB=1),
+    ]
+    file = make_onnx_file(tmp_path / "net.onnx", nodes, {"image": ("n", 1, 8, 8)}, tensors, ("logits",))
+    finished = optimize(tmp_path, file, format="onnx")
+    assert made_from(finished) == {"sha256": digest(file), "format": "onnx", "architecture": None}
+    stored = load_file(finished.directory / "out" / "artifacts" / "model.safetensors")
+    assert {"conv.weight", "bn.running_var", "fc.weight"} <= stored.keys()
+    assert float((stored["fc.weight"] == 0).float().mean()) == pytest.approx(0.5, abs=0.02)

@@ -1,5 +1,6 @@
 """The command line: results on stdout, everything else on stderr, exit codes, JSON, no tracebacks."""
 
+import contextlib
 import json
 import os
 import signal
@@ -190,7 +191,12 @@ def test_ctrl_c_detaches_and_the_job_goes_on(client: Client, url: str, model_id:
     first = process.stderr.readline()
     assert job.id in first
     process.stderr.readline()
-    process.send_signal(signal.SIGINT)
+    # A second time where the first met Python in a place, such as a finalizer, that swallows exceptions.
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+            break
     out, err = process.communicate(timeout=20)
 
     assert process.returncode == 130

@@ -31,11 +31,19 @@ def write_weights(path: Path) -> Path:
     return path
 
 
+def write_onnx(path: Path) -> Path:
+    path.write_bytes(b"\x08\x08\x12\x07pytorch\x3a\x00")
+    return path
+
+
 def test_the_content_says_the_format(tmp_path: Path) -> None:
     assert model_format(write_zip(tmp_path / "a.zip", "folder/config.json", "folder/model.safetensors")) == "hf"
     assert model_format(write_zip(tmp_path / "b.zip", "model/archive_format", "model/extra/config.json")) == "pt2"
     assert model_format(write_zip(tmp_path / "c.zip", "model/data/weights_config.json")) == "pt2"
     assert model_format(write_weights(tmp_path / "weights.bin")) == "safetensors"
+    assert model_format(write_onnx(tmp_path / "net.bin")) == "onnx"
+    (tmp_path / "empty.bin").write_bytes(b"")
+    assert model_format(tmp_path / "empty.bin") == "pt2"
 
 
 def test_a_zip_is_uploaded_as_a_hugging_face_folder(
@@ -45,6 +53,13 @@ def test_a_zip_is_uploaded_as_a_hugging_face_folder(
     assert run(["models", "upload", str(file), "--no-wait", "-o", "json"]) == 0
     model = json.loads(capsys.readouterr().out)
     assert (model["name"], model["format"], model["architecture"]) == ("folder", "hf", None)
+    hands.check_model(model["id"])
+
+
+def test_an_onnx_file_is_uploaded_as_one(capsys: pytest.CaptureFixture[str], hands: Any, tmp_path: Path) -> None:
+    assert run(["models", "upload", str(write_onnx(tmp_path / "net.onnx")), "--no-wait", "-o", "json"]) == 0
+    model = json.loads(capsys.readouterr().out)
+    assert (model["name"], model["format"], model["architecture"]) == ("net", "onnx", None)
     hands.check_model(model["id"])
 
 

@@ -74,6 +74,7 @@ def test_a_finished_job_and_an_unknown_one_are_left_alone(bench: Bench, slot: Sl
     assert bench.read(job.id).attempt == 1
 
 
+MAX_ENTRIES = 5_000
 FAULTS: dict[str, tuple[list[list[object]], str]] = {
     "exit 0 without a result": ([["exit", 0]], "no_result"),
     "exit 1": ([["exit", 1]], "engine_failed"),
@@ -92,13 +93,16 @@ FAULTS: dict[str, tuple[list[list[object]], str]] = {
     "artifact size": ([["artifact", "x", "model.onnx", {"size_bytes": 7}]], "bad_artifact"),
     "artifact does not verify": ([["artifact", "broken"]], "verification_failed"),
     "folders nested too deep": ([["nest", "out", 3000], ["sleep", 600]], "disk_limit_exceeded"),
-    "too many folders": ([["many_folders", "tmp", 100_001], ["sleep", 600]], "disk_limit_exceeded"),
+    "too many folders": ([["many_folders", "tmp", MAX_ENTRIES + 1], ["sleep", 600]], "disk_limit_exceeded"),
     "file too large": ([["write_bytes", "out/big", 64 * 2**20], ["finish"]], "engine_failed"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_has_its_code_and_publishes_nothing(bench: Bench, slot: Slot, fault: str) -> None:
+def test_each_fault_has_its_code_and_publishes_nothing(
+    bench: Bench, slot: Slot, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.job_files._MAX_ENTRIES", MAX_ENTRIES)  # a hundred thousand folders take their time
     acts, code = FAULTS[fault]
 
     job = run(bench, slot, *acts)

@@ -22,7 +22,7 @@ def test_an_architecture_goes_from_the_upload_to_the_worker(both: tuple[TestClie
     assert (held.model.format, held.model.architecture) == ("safetensors", architecture)
 
 
-@pytest.mark.parametrize("format", ["pt2", "hf"])
+@pytest.mark.parametrize("format", ["pt2", "hf", "onnx"])
 def test_a_file_with_a_program_needs_no_architecture(client: TestClient, format: str) -> None:
     answer = client.post("/v1/models", params={"format": format}, content=b"abc")
     assert (answer.status_code, answer.json()["architecture"]) == (201, None)
@@ -55,7 +55,7 @@ def test_other_combinations_are_refused_before_the_upload(
     assert client.get("/v1/models").json()["items"] == []
 
 
-@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+@pytest.mark.parametrize("format", ["gguf", "torchscript"])
 def test_formats_that_are_not_offered_are_refused(client: TestClient, format: str) -> None:
     answer = client.post("/v1/models", params={"format": format}, content=b"abc")
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "query:format")

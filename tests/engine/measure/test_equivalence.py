@@ -57,3 +57,12 @@ def test_a_result_that_is_not_a_number_is_a_failure() -> None:
 def test_a_changed_shape_is_a_failure() -> None:
     with pytest.raises(StepFailed, match=r"shape \[1, 2\], the original's is \[1, 3\]"):
         compare_outputs(["y"], [((np.ones((1, 3)),), (np.ones((1, 2)),))])
+
+
+def test_values_at_padded_positions_do_not_count() -> None:
+    expected = np.ones((2, 3, 4))
+    actual = expected.copy()
+    actual[1, 2] = np.nan
+    mask = np.array([[True, True, True], [True, True, False]])
+    (result,) = compare_outputs(["y"], [((expected,), (actual,))], [mask])
+    assert (result.cosine, result.snr_db, result.max_abs_error) == (1.0, None, 0.0)

@@ -112,7 +112,7 @@ def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(stored[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm", "gpt"])
+@pytest.mark.parametrize("name", ["cnn", "gpt"])
 def test_the_same_program_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     export_model(name, tmp_path / "model.pt2")
     digests = []

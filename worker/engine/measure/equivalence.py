@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from app.recipes.metrics import Equivalence
 from worker.engine.errors import StepFailed
+from worker.engine.measure.padding import clear_padding
 
 LOWEST_SNR_DB = -300.0
 """Said where the original's output is zero and the result's is not."""
@@ -24,12 +25,18 @@ class OutputComparison:
         self._cosines = 0.0
         self._num_examples = 0
 
-    def add(self, original: NDArray[np.generic], result: NDArray[np.generic]) -> None:
-        """Compare one batch."""
+    def add(
+        self,
+        original: NDArray[np.generic],
+        result: NDArray[np.generic],
+        mask: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Compare one batch. `mask` (batch, positions) is False at padding, where values mean nothing."""
         if original.shape != result.shape:
             raise StepFailed(
                 f"output {self.output!r} has the shape {list(result.shape)}, the original's is {list(original.shape)}"
             )
+        original, result = clear_padding(original, mask), clear_padding(result, mask)
         num_examples = original.shape[0] if original.ndim else 1
         expected = original.astype(np.float64).reshape(num_examples, -1)
         actual = result.astype(np.float64).reshape(num_examples, -1)
@@ -65,12 +72,13 @@ class OutputComparison:
 def compare_outputs(
     names: Sequence[str],
     batches: Sequence[tuple[tuple[NDArray[np.generic], ...], tuple[NDArray[np.generic], ...]]],
+    masks: Sequence[NDArray[np.bool_] | None] | None = None,
 ) -> tuple[Equivalence, ...]:
-    """Compare (original outputs, result outputs) of every batch, output by output."""
+    """Compare (original outputs, result outputs) of every batch, output by output; `masks` has one per batch."""
     comparisons = [OutputComparison(name) for name in names]
-    for original, result in batches:
+    for (original, result), mask in zip(batches, masks or [None] * len(batches), strict=True):
         for comparison, expected, actual in zip(comparisons, original, result, strict=True):
-            comparison.add(expected, actual)
+            comparison.add(expected, actual, mask)
     return tuple(comparison.conclude() for comparison in comparisons)
 
 

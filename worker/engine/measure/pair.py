@@ -10,6 +10,7 @@ from worker.engine.measure.compare import compare
 from worker.engine.measure.equivalence import compare_outputs
 from worker.engine.measure.latency import Seconds, estimate_ratio, summarize, time_interleaved
 from worker.engine.measure.memory import measure_peak_memory
+from worker.engine.measure.padding import find_mask
 from worker.engine.measure.runtimes import Arrays, open_model
 from worker.engine.measure.size import ParameterCount
 from worker.engine.programs.program import Signature
@@ -61,7 +62,9 @@ def measure_pair(
     predicts = [open_model(each.path, target.runtime, signature, target.num_threads) for each in (original, result)]
     report(0.05, "outputs")
     equivalence = compare_outputs(
-        [each.name for each in signature.outputs], [(predicts[0](batch), predicts[1](batch)) for batch in inputs]
+        [each.name for each in signature.outputs],
+        [(predicts[0](batch), predicts[1](batch)) for batch in inputs],
+        [find_mask([each.name for each in signature.inputs], batch) for batch in inputs],
     )
     report(0.15, "quality")
     pair = (

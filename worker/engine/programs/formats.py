@@ -3,7 +3,6 @@
 import re
 import struct
 from pathlib import Path
-from typing import Literal
 
 from app.recipes.plan import ModelFormat
 from worker.engine.programs.rejections import EXPORT_LINES, reject
@@ -21,15 +20,14 @@ _ZIP_MARKS = (
     ),
 )
 _ONNX_MARKS = (b"pytorch", b"onnx", b"ai.onnx", b"tf2onnx", b"skl2onnx", b"keras", b"paddle", b"CNTK", b"pare")
-_Known = ModelFormat | Literal["onnx"]
-_UPLOAD_AS: dict[_Known, str] = {
+_UPLOAD_AS: dict[ModelFormat, str] = {
     "pt2": "Upload it with format=pt2.",
     "hf": "Upload it with format=hf.",
-    "onnx": "ONNX cannot be imported; export the live model instead.",
+    "onnx": "Upload it with format=onnx.",
     "safetensors": "Upload it with format=safetensors and the architecture that uses the weights, for example "
     "architecture=resnet20 (GET /v1/architectures lists them).",
 }
-_WORDS: dict[_Known, str] = {
+_WORDS: dict[ModelFormat, str] = {
     "pt2": "a torch.export program",
     "hf": "a zip with a config.json, as of a Hugging Face folder",
     "onnx": "an ONNX model",
@@ -47,7 +45,8 @@ def refuse_other_formats(path: Path, expected: ModelFormat = "pt2") -> None:
     if not head:
         reject("not_a_model", "The file is empty.")
     found = _recognize(head, tail, size)
-    if found == expected:
+    # Not every ONNX file names its producer, nor early; the version of the format it begins with always is small.
+    if found == expected or (found is None and expected == "onnx" and head[:1] == b"\x08" and head[1:2] < b"\x20"):
         return
     if found is not None:
         # Still the three lines: a .pt2 of the live model needs nothing else.
@@ -72,7 +71,7 @@ def refuse_other_formats(path: Path, expected: ModelFormat = "pt2") -> None:
     reject("not_a_model", f"The file begins with {head[:8]!r}; it is not {_WORDS[expected]}.")
 
 
-def _recognize(head: bytes, tail: bytes, size: int) -> _Known | None:
+def _recognize(head: bytes, tail: bytes, size: int) -> ModelFormat | None:
     if head.startswith(_ZIP):
         # The names of a ZIP's members stand uncompressed in its directory, at the end.
         if b"archive_format" in tail:

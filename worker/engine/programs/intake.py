@@ -32,6 +32,11 @@ def open_program(path: Path, directory: Path, format: ModelFormat = "pt2", archi
 
             fix = HUGGING_FACE_FIX
             return open_hugging_face(path, directory)
+        if format == "onnx":
+            from worker.engine.programs.onnx_import import ONNX_FIX, open_onnx
+
+            fix = ONNX_FIX
+            return open_onnx(path, directory)
         from worker.engine.programs.state_dict import STATE_DICT_FIX, open_state_dict
 
         fix = STATE_DICT_FIX

@@ -162,7 +162,7 @@ def _form(
     structure: Structure
     if "heads" in tags:
         structure = "heads"
-    elif "embedding" in tags or ("norm" in tags and len(makers) > MOST_MAKERS_OF_HIDDEN_UNITS):
+    elif tags & {"embedding", "sum"} or ("norm" in tags and len(makers) > MOST_MAKERS_OF_HIDDEN_UNITS):
         structure = "width"
     elif any(isinstance(layer, nn.modules.conv._ConvNd) for layer in kinds):
         structure = "channels"

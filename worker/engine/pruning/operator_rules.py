@@ -10,6 +10,7 @@ from torch import fx
 
 from worker.engine.programs.layers import arguments_of
 from worker.engine.pruning.flow import Axes, Flow, Reading
+from worker.engine.pruning.labels import Ids
 from worker.engine.pruning.operator_families import (
     ALONG_AN_AXIS,
     CREATIONS,
@@ -63,6 +64,10 @@ def _find_rule(node: fx.Node) -> Rule | None:
     return _elementwise if torch.Tag.pointwise in node.target.tags else None
 
 
+SUMS = frozenset({"add", "add_", "sub", "sub_"})
+"""Where a layer's output joins a stream that others feed too."""
+
+
 def _positive(axis: int, rank: int) -> int:
     return axis + rank if axis < 0 else axis
 
@@ -77,8 +82,22 @@ def _elementwise(flow: Flow, node: fx.Node, _given: dict[str, Any]) -> Axes | No
             axes, sizes = flow.axes(source), flow.shape(source)
             if axes is not None and len(sizes) >= -axis:
                 parts.append((axes[axis], sizes[axis]))
-        result.append(flow.unite_axes(parts, node.name))
+        joins = operator_name(node) in SUMS and _have_different_makers(flow, sources, [ids for ids, _ in parts])
+        united = flow.unite_axes(parts, node.name)
+        if joins and united is not None:
+            flow.labels.tag(united, "sum")
+        result.append(united)
     return result
+
+
+def _have_different_makers(flow: Flow, sources: list[fx.Node], parts: list[Ids | None]) -> bool:
+    """Whether two computed values meet here that did not belong together: x + f(x), not x + x ** 3 or x + bias."""
+    if len(parts) != 2 or any(source.op == "get_attr" for source in sources):
+        return False
+    left, right = parts
+    if left is None or right is None or len(left) != len(right):
+        return False
+    return not np.array_equal(flow.labels.find(left), flow.labels.find(right))
 
 
 def _create(flow: Flow, node: fx.Node, _given: dict[str, Any]) -> Axes:

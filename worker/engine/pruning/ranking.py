@@ -56,6 +56,9 @@ def _choose_places(
             if place.parameter.endswith("weight")
             and isinstance(module.get_submodule(place.parameter.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
         ]
+    if criterion == "group_norm":
+        # The size of an offset says nothing: a channel that a ReLU always silences has a large one, below zero.
+        return [place for place in places if place.parameter.rpartition(".")[2] != "bias"] or places
     return places
 
 

@@ -116,10 +116,11 @@ def _call(program: Program, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs
 
 
-class _Kept:
+class Kept:
     """Which labels stay when some units are removed."""
 
     def __init__(self, flow: Flow, channels: Channels, chosen: Chosen) -> None:
+        """`chosen` must not be empty."""
         gone = [group.roots[chosen[group.name]] for group in channels.groups if group.name in chosen]
         self._gone = np.zeros(len(flow.labels), dtype=bool)
         self._gone[np.concatenate(gone)] = True
@@ -133,7 +134,7 @@ class _Kept:
 def shrink(program: Program, channels: Channels, chosen: Chosen) -> Program:
     """Return a copy without the chosen units, unproven."""
     flow = channels.flow
-    kept = _Kept(flow, channels, chosen)
+    kept = Kept(flow, channels, chosen)
     small = program.copy()
     tensors = {**dict(small.module.named_parameters()), **dict(small.module.named_buffers())}
     replaced: dict[int, Tensor] = {}
@@ -194,7 +195,7 @@ def _describe(layer: Any) -> None:
         layer.hidden_size, layer.input_size = weights.weight_hh_l0.shape[1], weights.weight_ih_l0.shape[1]
 
 
-def _rewrite(flow: Flow, kept: _Kept, old: fx.Node, new: fx.Node) -> None:
+def _rewrite(flow: Flow, kept: Kept, old: fx.Node, new: fx.Node) -> None:
     """Change the sizes that a call holds as numbers."""
     name = operator_name(old)
     source = old.args[0] if old.args else None
@@ -253,7 +254,7 @@ def _by_name(flow: Flow, name: str) -> fx.Node | None:
     return next((node for node in flow.program.module.graph.nodes if node.name == name), None)
 
 
-def _follows(flow: Flow, kept: _Kept, node: fx.Node | None) -> bool:
+def _follows(flow: Flow, kept: Kept, node: fx.Node | None) -> bool:
     """Tell whether a computed size comes from the size of an axis that becomes shorter."""
     if node is None or node.op != "call_function":
         return False
@@ -269,7 +270,7 @@ def _follows(flow: Flow, kept: _Kept, node: fx.Node | None) -> bool:
 def _ignore(program: Program, channels: Channels, chosen: Chosen) -> Program:
     """Return a copy of the original size in which nothing reads the chosen units."""
     flow = channels.flow
-    kept = _Kept(flow, channels, chosen)
+    kept = Kept(flow, channels, chosen)
     whole = program.copy()
     tensors = dict(whole.module.named_parameters())
     with torch.no_grad():

@@ -37,6 +37,14 @@ class OnnxGraph:
             self._initializers[name] = numpy_helper.from_array(np.ascontiguousarray(array), name)
         return name
 
+    def has_written(self, name: str) -> bool:
+        """Whether a node that was put out makes `name`."""
+        return any(name in node.output for node in self._written)
+
+    def read_inside(self, node: NodeProto) -> set[str]:
+        """Return what the bodies of a condition or loop read."""
+        return _read_inside([node])
+
     def keep(self, node: NodeProto) -> None:
         """Write a node as it is."""
         self._written.append(node)

@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from signal import ITIMER_REAL, SIGALRM, setitimer, signal
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import cast
+
+from torch import Tensor
 
 from app.recipes.facts import Capability
 from app.recipes.pruning import PruneStructured
@@ -15,6 +18,7 @@ from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.macs import count_macs
 from worker.engine.programs.program import Program
 from worker.engine.pruning.budget import Timer, make_ladder, search_count, search_latency
+from worker.engine.pruning.compensation import compensate
 from worker.engine.pruning.groups import Channels, LeftAlone
 from worker.engine.pruning.ranking import Chosen, choose_units, measure_taylor, measure_weights, score_units
 from worker.engine.pruning.removal import find_sound_channels, remove_channels, shrink
@@ -25,11 +29,12 @@ from worker.engine.training.loop import train
 ANALYSIS_SECONDS = 600
 """Finding and proving groups has no bound of its own; training has."""
 NUM_LAYERS_NAMED = 8
+CALIBRATION_BATCH = 32
 STRUCTURE_WORDS = {
     "channels": "convolution channels",
     "hidden_units": "hidden units",
     "heads": "attention heads",
-    "width": "the width of embeddings and their stream",
+    "width": "the width of embeddings and of streams that layers add to",
 }
 
 
@@ -61,6 +66,8 @@ class _Run:
     """Group -> channels removed so far."""
     left: dict[LeftAlone, None] = field(default_factory=dict)
     num_probes: int = 0
+    num_adjusted: int = 0
+    """Layers adjusted to the channels that stay, in the last round."""
     prunable: int = 0
     """Channels of all groups at first."""
 
@@ -105,6 +112,7 @@ def run(program: Program, step: PruneStructured, context: Context) -> Outcome:
         "parameters_after": after,
         "macs_before": macs,
         "macs_after": macs_after,
+        "layers_adjusted": state.num_adjusted,
         "layers_kept": len({name for each in state.left for name in each.layers}),
     }
     explanation = _explain(list(state.left))
@@ -191,6 +199,10 @@ def _prune(state: _Run, program: Program, share: float, index: int, parameters: 
         )
     with _time_limit():
         removal = remove_channels(program, channels, chosen)
+        if step.compensate and context.examples is not None and removal.removed:
+            sound = {name: units for name, units in chosen.items() if name in removal.removed}
+            adjusted, state.num_adjusted = compensate(program, channels, sound, _batches(step, context))
+            removal = replace(remove_channels(adjusted, channels, sound), left=removal.left)
     state.removed.update(removal.removed)
     state.left |= dict.fromkeys(removal.left)
     untouched = [name for group in groups if group.name not in state.removed for name in group.makers]
@@ -199,6 +211,13 @@ def _prune(state: _Run, program: Program, share: float, index: int, parameters: 
             LeftAlone(tuple(untouched), f"ratio {step.ratio} with round_to {step.round_to} leaves their count as it is")
         ] = None
     return removal.program
+
+
+def _batches(step: PruneStructured, context: Context) -> list[tuple[Tensor, ...]]:
+    examples = cast(BoundExamples, context.examples)
+    size = min(CALIBRATION_BATCH, step.num_calibration_examples)
+    wanted = -(-step.num_calibration_examples // (examples.fixed_batch or size))
+    return [inputs for inputs, _ in islice(examples.training_batches(size, seed=context.seed), wanted)]
 
 
 def _keep_structures(channels: Channels, step: PruneStructured) -> None:

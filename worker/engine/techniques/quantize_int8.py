@@ -41,6 +41,7 @@ from worker.engine.quantization.fidelity import compare_files
 from worker.engine.quantization.int8_gptq import round_linear_layers
 from worker.engine.quantization.int8_grid import Floats, round_to_int8
 from worker.engine.quantization.layers import find_layers, find_quantized
+from worker.engine.quantization.onnx_attention import join_attention
 from worker.engine.quantization.preparation import (
     correct_biases,
     equalize,
@@ -225,6 +226,7 @@ def _build(
         store_weights(model, chosen, per_channel=step.per_channel, scales_by_node=scales_by_node)
     elif step.mode == "dynamic":
         join_gelu(model)
+        join_attention(model)
         linear = set(find_linear_nodes(model)) & (set(chosen) | (set(find_linear_nodes(model)) - set(layers)))
         quantize_linear_layers(
             model, linear, bits=bits, per_channel=step.per_channel, per_row=step.per_row, scales_by_node=scales_by_node
