@@ -13,7 +13,7 @@ import torch
 from app.recipes.metrics import Environment
 from app.recipes.plan import Plan
 
-PACKAGES = ("pare", "torch", "torch-pruning", "numpy", "onnx", "onnxscript", "onnxruntime", "safetensors")
+PACKAGES = ("pare", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "safetensors")
 
 
 def make_repeatable(num_threads: int, seed: int) -> None:

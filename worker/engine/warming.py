@@ -6,7 +6,7 @@ import torch
 
 from worker.engine import actions
 
-LAZY = ("onnx_ir", "onnxruntime.quantization", "onnxscript", "torch_pruning")
+LAZY = ("onnx_ir", "onnxruntime.quantization", "onnxscript")
 """What the exporters and techniques import only when they are first used."""
 
 
