@@ -29,7 +29,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TRAINING: dict[str, Any] = {
     "batch_size": 128, "optimizer": "sgd", "weight_decay": 5e-4, "augmentations": ["flip"], "keep_best": False,
 }  # fmt: skip
-ROUNDS, FINETUNE_EPOCHS, CENTROID_EPOCHS = 4, 2, 1
+ROUNDS, FINETUNE_EPOCHS, CENTROID_EPOCHS = 3, 3, 1
 """All but the last round of pruning are followed by an epoch."""
 
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sparsity", type=float, default=0.8)
-    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--bits", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or PARE_BENCH_DATA must name the directory with the model and the images")

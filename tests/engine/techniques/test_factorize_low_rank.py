@@ -81,6 +81,25 @@ def test_whitened_error_is_no_larger_on_the_calibration_examples(kind: Any, seed
     assert whitened.factorize(ranks)[1] <= whitened.error_of(effective.double()) + 1e-6
 
 
+@pytest.mark.parametrize("kind", ["matrix", "spatial", "tucker2"])
+def test_whitening_fits_every_factor_to_inputs_that_differ_in_size(kind: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 16) if kind == "matrix" else nn.Conv2d(6, 16, 3)
+    features = layer.weight[0].numel()
+    rows = torch.randn(400, features) * torch.logspace(0, 1.5, features)[torch.randperm(features)]
+    gram = rows.T @ rows
+    plain, whitened = Factors(layer, kind), Factors(layer, kind, gram)
+    ranks = plain.limit(4)
+    weights, _ = plain.factorize(ranks)
+    product = weights[1] @ weights[0] if kind == "matrix" else None
+    if product is None:
+        chain = nn.Sequential(*make_layers(layer, kind, weights))
+        probe = torch.eye(features).reshape(features, 6, 3, 3)
+        with torch.no_grad():
+            product = (chain(probe) - chain(torch.zeros_like(probe))).flatten(1).T.double()
+    assert whitened.factorize(ranks)[1] < 0.8 * whitened.error_of(product)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("kind", ["spatial", "tucker2"])

@@ -100,6 +100,17 @@ def test_well_separated_values_are_found_exactly() -> None:
         np.testing.assert_allclose(found.centroids, values.reshape(4, 100).mean(1))
 
 
+def test_a_start_that_ends_badly_is_not_the_only_one() -> None:
+    # From the density of these values, eight clusters end at more than seven times the error of four.
+    values = np.array(
+        [-5.74, -5.09, -3.18, -3.16, -2.93, -2.3, -1.74, -1.27, -0.79, -0.57, -0.54, -0.37, -0.28, -0.12, -0.09, 0.14,
+         0.27, 0.43, 0.45, 0.63, 1.47, 1.79, 1.8, 15.88, 34.66]
+    )  # fmt: skip
+    for start in INITIALIZATIONS:
+        four, eight = (find_clusters(values, count, start).squared_error for count in (4, 8))
+        assert eight < 0.1 * four
+
+
 def test_clusters_are_better_than_the_grid_they_start_from() -> None:
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     for start in INITIALIZATIONS:
