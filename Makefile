@@ -41,7 +41,7 @@ serve: install  ## run the whole service on this machine (loopback, data in ./pa
 	$(BIN)/pare serve $(SERVE_ARGS)
 
 test: install-dev  ## all tests that need neither a GPU nor Docker
-	$(BIN)/pytest -n 3 --dist loadfile -m "not docker and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu" $(PYTEST_ARGS)
 
 test-gpu: install-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)

@@ -13,6 +13,18 @@ from app.storage import Storage, open_storage
 from tests.postgres import PostgresServer
 
 ENGINES = ("sqlite", "postgresql")
+LONG_FILES = (
+    "engine/test_optimize.py", "worker/test_celery_worker.py", "engine/programs/test_zoo.py", "pare/test_demo.py",
+    "engine/programs/test_transformers.py", "engine/techniques/test_quantize_int4.py", "worker/test_serve.py",
+    "engine/test_uploaded_formats.py", "engine/programs/test_onnx_import.py",
+)  # fmt: skip
+"""These begin first: a file is one process's work, and the last to begin keeps the others waiting for its end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first."""
+    place = {Path(__file__).parent / name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

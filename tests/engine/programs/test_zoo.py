@@ -41,8 +41,9 @@ def train_step(program: Program, batch_size: int) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("dynamic", "training"), [(False, False), (True, False), (True, True)], ids=["static", "dynamic", "dynamic-train"]
+)
 @pytest.mark.parametrize("name", ZOO)
 def test_imported_outputs_equal_and_training_changes_the_weights(
     name: str, dynamic: bool, training: bool, tmp_path: Path
@@ -72,7 +73,7 @@ def test_imported_outputs_equal_and_training_changes_the_weights(
     assert all(program.module.state_dict()[key] == before[key] + 1 for key in counters)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", sorted(set(ZOO) - {"mlp", "lstm", "gru"}))  # the deep recurrent ones have all of it
 def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
     export_model(name, tmp_path / "model.pt2")
     program = open_program(tmp_path / "model.pt2", tmp_path)
@@ -112,7 +113,7 @@ def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(stored[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize("name", ["cnn", "gpt"])
+@pytest.mark.parametrize("name", ["cnn", "lstm"])
 def test_the_same_program_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     export_model(name, tmp_path / "model.pt2")
     digests = []
