@@ -1,10 +1,11 @@
 """ResNet-20 with 2.1 times fewer MACs: Pare's prune_structured against a plain Torch-Pruning script.
 
-    python benchmarks/structured_pruning.py accuracy --data DIR [--seed 0] [--epochs 4] [--method NAME ...]
+    python benchmarks/structured_pruning.py accuracy --data DIR [--seed 0] [--epochs 4] [--method NAME ...] [--teacher]
     python benchmarks/structured_pruning.py latency --data DIR [--runs 60] [--round-to N ...] [--scope NAME ...]
 
 DIR (or PARE_BENCH_DATA) holds resnet20_cifar10.pt2, cifar10_train.npz and cifar10_test.npz. Both methods prune the
 same imported module, are fine-tuned by the same loop with the same settings and seed, and judged on the same images.
+With --teacher Pare's are fine-tuned by `distill` instead, in as many steps, with the unpruned model as the teacher.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 import torch_pruning as tp
 
 from app.recipes.data import Data
+from app.recipes.distillation import Distill
 from app.recipes.pruning import PruneStructured
 from app.recipes.training import TrainingSettings
 from worker.engine.environment import seed_everything
@@ -29,6 +31,7 @@ from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
+from worker.engine.techniques import distill
 from worker.engine.techniques.base import Context
 from worker.engine.techniques.prune_structured import run
 from worker.engine.training.examples import BoundExamples, open_examples
@@ -41,13 +44,17 @@ TRAIN, TEST = "dst_" + "a" * 26, "dst_" + "b" * 26
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def ignore(*_: object, **__: object) -> None:
+    """Report to nobody."""
+
+
 def prune_with_pare(program: Program, examples: BoundExamples | None, **spec: object) -> Program:
     """Run the technique with MACs as its target."""
     step = PruneStructured.model_validate(
         {"kind": "prune_structured", "of": "macs", "ratio": 1 - 1 / FEWER_MACS, **spec}
     )
     with tempfile.TemporaryDirectory() as directory:
-        outcome = run(program, step, Context(0, 1, Path(directory), examples, lambda *_, **__: None))
+        outcome = run(program, step, Context(0, 1, Path(directory), examples, ignore))
     assert isinstance(outcome.program, Program)
     return outcome.program
 
@@ -97,6 +104,9 @@ METHODS: dict[str, Callable[[Program, BoundExamples | None], Program]] = {
     "pare, taylor, 4 rounds, round_to 4": lambda program, examples: prune_with_pare(
         program, examples, criterion="taylor", num_iterations=4, round_to=4
     ),
+    "pare, magnitude, round_to 4": lambda program, examples: prune_with_pare(
+        program, examples, criterion="magnitude", round_to=4
+    ),
     "pare, width too": lambda program, examples: prune_with_pare(
         program, examples, structures=["channels", "hidden_units", "heads", "width"]
     ),
@@ -129,7 +139,14 @@ def measure_accuracy(program: Program, data: Path, arguments: argparse.Namespace
         started_at = time.perf_counter()
         after = "-"
         if name != "original":
-            train(small, examples, settings, seed=arguments.seed, report=lambda *_, **__: None)
+            if arguments.teacher and name.startswith("pare"):
+                step = Distill.model_validate({"kind": "distill", **settings.model_dump()})
+                context = Context(
+                    arguments.seed, arguments.threads, Path(), examples, ignore, open_original=program.copy
+                )
+                distill.run(small, step, context)
+            else:
+                train(small, examples, settings, seed=arguments.seed, report=ignore)
             after = f"{evaluate_module(small.module.eval(), examples, 250).value:.4f}"
         counted = count_macs(small).total
         parameters = sum(parameter.numel() for parameter in small.module.parameters())
@@ -202,6 +219,7 @@ def main() -> None:
     parser.add_argument("--round-to", action="append", type=int, help="latency: only these")
     parser.add_argument("--scope", action="append", choices=("local", "global"), help="latency: only these")
     parser.add_argument("--method", action="append", choices=tuple(METHODS))
+    parser.add_argument("--teacher", action="store_true", help="accuracy: the original teaches what Pare pruned")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or PARE_BENCH_DATA is needed")

@@ -71,7 +71,7 @@ class PostgresServer:
     def stop(self) -> None:
         """Stop the server."""
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(30)
+        self._process.wait(60)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]
@@ -81,7 +81,7 @@ class PostgresServer:
         assert done.returncode == 0, f"{program} failed: {done.stdout} {done.stderr}"
 
     def _wait_until_ready(self) -> None:
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 90
         while True:
             try:
                 return self.execute("SELECT 1")

@@ -195,7 +195,7 @@ def test_ctrl_c_detaches_and_the_job_goes_on(client: Client, url: str, model_id:
     assert job.id in first
     process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
 
     assert process.returncode == 130
     assert out == ""

@@ -41,7 +41,7 @@ def find_processes(marker: str) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], timeout_seconds: float = 20, what: str = "the condition") -> None:
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 90, what: str = "the condition") -> None:
     """Wait for a condition; fail after a generous time."""
     end = time.monotonic() + timeout_seconds
     while not condition():
@@ -91,7 +91,7 @@ class Bench:
         sent = self.read(job_id).published_at
         return 0.0 if sent is None else (datetime.now(UTC) - sent).total_seconds()
 
-    def wait(self, job_id: str, *states: str, timeout_seconds: float = 30) -> JobRow:
+    def wait(self, job_id: str, *states: str, timeout_seconds: float = 90) -> JobRow:
         """Wait until the job is in one of these states, or over."""
         wanted = states or TERMINAL
         wait_until(lambda: self.read(job_id).state in wanted, timeout_seconds, f"job in {wanted}")
@@ -129,7 +129,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     database = Database(url)
     yield Bench(database, open_storage(settings.storage_url), settings, worker, marker)
     database.dispose()
-    wait_until(lambda: not find_processes(marker), 10, "the end of every engine process")
+    wait_until(lambda: not find_processes(marker), 60, "the end of every engine process")
     left = [path for path in (tmp_path / "work").glob("*/*") if path.name != "lock"]
     assert left == [], f"directories left behind: {left}"
 

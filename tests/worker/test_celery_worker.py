@@ -182,7 +182,7 @@ def test_the_job_of_a_killed_worker_finishes_on_another(bench: Bench, start: Sta
 
     kill_worker(first)
 
-    wait_until(lambda: bench.processes() == [], 3, "the end of the dead worker's sandboxes")
+    wait_until(lambda: bench.processes() == [], 15, "the end of the dead worker's sandboxes")
     start()
     job = bench.wait(job_id)
     assert (job.state, job.attempt) == ("succeeded", 2)
@@ -204,10 +204,10 @@ def test_nothing_is_left_when_either_process_of_a_worker_is_killed(bench: Bench,
 
     os.kill(worker.process.pid if victim == "main" else children[0], signal.SIGKILL)
 
-    wait_until(lambda: not before & set(bench.processes()), 5, "the end of its sandboxes")
+    wait_until(lambda: not before & set(bench.processes()), 60, "the end of its sandboxes")
     if victim == "main":
         worker.process.wait()
-        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 5)
+        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 60)
         start()
     assert bench.wait(job_id).state == "succeeded"
 
@@ -250,7 +250,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back_at_once(bench: Bench, start
 
     worker.process.terminate()
 
-    assert worker.process.wait(20) == 0
+    assert worker.process.wait(60) == 0
     job = bench.read(job_id)
     assert (job.state, job.max_attempts - job.attempt) == ("queued", 1), worker.tail(6000)
     assert bench.processes() == []
@@ -328,7 +328,7 @@ def test_a_dispatcher_ends_cleanly_on_sigterm(start: Start) -> None:
 
     dispatcher.process.terminate()
 
-    assert dispatcher.process.wait(10) == 0
+    assert dispatcher.process.wait(60) == 0
 
 
 def test_a_dispatcher_keeps_hints_while_the_broker_is_away(bench: Bench, broker: Broker, start: Start) -> None:

@@ -47,7 +47,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         if process.poll() is None:
             process.kill()
         process.communicate()
-    wait_until(lambda: not find_service(tmp_path), 10, "the end of every process")
+    wait_until(lambda: not find_service(tmp_path), 60, "the end of every process")
 
 
 def find_service(tmp_path: Path) -> list[str]:
@@ -73,7 +73,7 @@ def read_url(process: "subprocess.Popen[str]") -> str:
 
 
 def ask(url: str) -> dict[str, object]:
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         answer: dict[str, object] = json.load(response)
     return answer
 
@@ -94,9 +94,9 @@ def test_everything_starts_answers_and_is_gone_however_it_ends(
 
     process.send_signal(number)
 
-    status = process.wait(30)
+    status = process.wait(60)
     assert status == (0 if number != signal.SIGKILL else -signal.SIGKILL)
-    wait_until(lambda: not find_service(tmp_path), 5, "the end of every process")
+    wait_until(lambda: not find_service(tmp_path), 60, "the end of every process")
     assert (data_dir / "broker" / "appendonlydir").is_dir()
 
 
@@ -105,7 +105,7 @@ def test_a_second_one_on_the_same_data_is_refused_and_a_crashed_child_comes_back
     url = read_url(first)
 
     second = serve()
-    errors = second.communicate(timeout=30)[1]
+    errors = second.communicate(timeout=60)[1]
 
     assert second.returncode == 1
     assert "another pare serve uses" in errors
@@ -115,9 +115,9 @@ def test_a_second_one_on_the_same_data_is_refused_and_a_crashed_child_comes_back
     pid = subprocess.run(["pgrep", "-P", str(first.pid), "-f", "m app$"], capture_output=True, text=True, check=True)
     os.kill(int(pid.stdout), signal.SIGKILL)
     time.sleep(0.2)
-    wait_until(lambda: _answers(f"{url}/health/live"), 30, "the restarted API")
+    wait_until(lambda: _answers(f"{url}/health/live"), 90, "the restarted API")
     first.send_signal(signal.SIGINT)
-    assert first.wait(30) == 0
+    assert first.wait(60) == 0
 
 
 def _answers(url: str) -> bool:

@@ -88,7 +88,7 @@ def serve(app: FastAPI) -> Iterator[tuple[str, Server]]:
 
 @pytest.fixture
 def live(app: FastAPI) -> Iterator[httpx2.Client]:
-    with serve(app) as (url, _server), httpx2.Client(base_url=url, timeout=20, trust_env=False) as client:
+    with serve(app) as (url, _server), httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
         yield client
 
 

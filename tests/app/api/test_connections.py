@@ -40,13 +40,13 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHo"])
 def test_a_connection_without_a_whole_request_head_is_closed(port: int, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(sent)
         assert client.recv(100) == b""
 
 
 def test_a_slow_answer_is_waited_for_and_then_the_next_request_is_not(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b""
         while not answer.endswith(b"ok"):

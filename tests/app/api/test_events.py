@@ -143,7 +143,7 @@ def test_silence_is_broken_by_comments(app: FastAPI, world: World) -> None:
 
 def test_open_stream_does_not_hold_a_server_that_stops(app: FastAPI, world: World) -> None:
     job_id = world.submit()
-    with serve(app) as (url, server), httpx2.Client(base_url=url, timeout=20, trust_env=False) as client:
+    with serve(app) as (url, server), httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
         with client.stream("GET", f"/v1/jobs/{job_id}/events", headers=STREAM) as answer:
             lines = answer.iter_lines()
             while next(lines) != "id: 1":

@@ -40,11 +40,11 @@ def process(settings: Settings, tmp_path: Path) -> Iterator[tuple[subprocess.Pop
 
     try:
         wait_until(answers, 60)
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             yield process, client
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_small_logs_json_and_stops_with_a_stream_open(
@@ -62,7 +62,7 @@ def test_small_logs_json_and_stops_with_a_stream_open(
             pass
         server.send_signal(signal.SIGTERM)
         list(lines)  # ends in order
-    assert server.wait(8) in (0, -signal.SIGTERM)
+    assert server.wait(20) in (0, -signal.SIGTERM)
     entries = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     (entry,) = [entry for entry in entries if entry.get("request_id") == request_id]
     assert (entry["event"], entry["method"], entry["path"]) == ("request", "GET", f"/v1/jobs/{job_id}")

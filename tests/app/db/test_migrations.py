@@ -72,7 +72,7 @@ def test_drift_is_noticed(empty: Database) -> None:
 
 def _upgrade(url: str, barrier: Barrier) -> None:
     database = Database(url)
-    barrier.wait(30)
+    barrier.wait(60)
     database.upgrade()
     database.dispose()
 

@@ -81,11 +81,11 @@ def test_slow_broker_does_not_hold_up_submissions(world: World) -> None:
 
     def publish(_hint: Hint) -> None:
         in_publish.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
 
     relaying = threading.Thread(target=relay, args=(world, publish))
     relaying.start()
-    assert in_publish.wait(10)
+    assert in_publish.wait(60)
     late = world.submit()  # would wait for the relay's lock and fail after 5 s
     go_on.set()
     relaying.join(20)
@@ -156,11 +156,11 @@ def test_relay_does_not_wait_for_what_another_is_sending(world: World) -> None:
 
     def publish_slowly(_hint: Hint) -> None:
         in_publish.set()
-        assert go_on.wait(20)
+        assert go_on.wait(60)
 
     relaying = threading.Thread(target=jobs.relay_outbox, args=(world.database, publish_slowly, 1))
     relaying.start()
-    assert in_publish.wait(10)
+    assert in_publish.wait(60)
     sent: list[Hint] = []
     relay(world, sent.append)  # would wait for the lock and fail after 5 s
     go_on.set()

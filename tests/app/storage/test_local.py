@@ -265,7 +265,7 @@ def test_killed_writer_leaves_only_whole_blobs(directory: Path, storage: Storage
 
 def _put_all(directory: Path, barrier: Barrier) -> None:
     storage = LocalStorage(directory)
-    barrier.wait(30)
+    barrier.wait(60)
     for number in range(30):
         put(storage, bytes([number]) * 1000)
 

@@ -192,7 +192,7 @@ def test_prefetch_makes_items_ahead_and_no_further() -> None:
     def source() -> Iterator[int]:
         for index in range(20):
             if index == 1:
-                assert working.wait(10)
+                assert working.wait(60)
             made.append(index)
             yield index
 

@@ -54,7 +54,7 @@ def public() -> Iterator[Path]:
 def run(isolation: Isolation, job: Path, code: str, limits: Limits = LIMITS) -> "subprocess.CompletedProcess[str]":
     """Run Python code in a sandbox."""
     sandbox = start(isolation, job, [sys.executable, "-S", "-c", code, "{job}"], limits)
-    output, errors = sandbox.process.communicate(timeout=30)
+    output, errors = sandbox.process.communicate(timeout=60)
     status = sandbox.kill(isolation.isolates)
     return subprocess.CompletedProcess([], status, output.decode(), errors.decode())
 
@@ -64,7 +64,7 @@ def probe(isolation: Isolation, job: Path, outside: Path) -> dict[str, Any]:
         port = str(listener.getsockname()[1])
         command = [sys.executable, "-S", "-m", "worker.sandbox.probe", "{job}", str(outside), port]
         sandbox = start(isolation, job, command, LIMITS)
-        output, errors = sandbox.process.communicate(timeout=30)
+        output, errors = sandbox.process.communicate(timeout=60)
         sandbox.kill(isolation.isolates)
     assert output, errors
     facts: dict[str, Any] = json.loads(output)
@@ -199,7 +199,7 @@ def test_a_sandbox_dies_with_the_process_that_started_it(method: str, tmp_path: 
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"started\n"
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not _running(f"{marker}") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert _running(marker)
@@ -208,7 +208,7 @@ def test_a_sandbox_dies_with_the_process_that_started_it(method: str, tmp_path: 
     parent.wait()
     parent.stdout.close()
 
-    end = time.monotonic() + 3
+    end = time.monotonic() + 60
     while _running(marker) and time.monotonic() < end:
         time.sleep(0.02)
     assert _running(marker) == []
@@ -226,7 +226,7 @@ def test_sigterm_reaches_the_engine_and_its_status_comes_back(isolation: Isolati
 
     sandbox.terminate()
 
-    assert sandbox.process.wait(10) == 42
+    assert sandbox.process.wait(60) == 42
     sandbox.kill(isolation.isolates)
     _close(sandbox)
 
