@@ -104,6 +104,9 @@ METHODS: dict[str, Callable[[Program, BoundExamples | None], Program]] = {
     "pare, taylor, 4 rounds, round_to 4": lambda program, examples: prune_with_pare(
         program, examples, criterion="taylor", num_iterations=4, round_to=4
     ),
+    "pare, magnitude, round_to 1": lambda program, examples: prune_with_pare(
+        program, examples, criterion="magnitude", round_to=1
+    ),
     "pare, magnitude, round_to 4": lambda program, examples: prune_with_pare(
         program, examples, criterion="magnitude", round_to=4
     ),
