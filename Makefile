@@ -60,7 +60,7 @@ format: install-dev  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 bench: install-dev  ## run the benchmarks and print their tables (PARE_BENCH_DATA names a folder with extra models)
-	@set -e; for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+	PYTHON=$(BIN)/python benchmarks/all.sh
 
 clean:  ## remove the environment, caches and built files; never data
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

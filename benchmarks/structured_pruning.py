@@ -107,6 +107,13 @@ METHODS: dict[str, Callable[[Program, BoundExamples | None], Program]] = {
     "pare, magnitude, round_to 1": lambda program, examples: prune_with_pare(
         program, examples, criterion="magnitude", round_to=1
     ),
+    "pare, taylor, global, 4 rounds, round_to 1": lambda program, examples: prune_with_pare(
+        program, examples, criterion="taylor", scope="global", num_iterations=4, round_to=1
+    ),
+    "pare, magnitude, round_to 1, no compensation": lambda program, examples: prune_with_pare(
+        program, examples, criterion="magnitude", round_to=1, compensate=False
+    ),
+    "pare, group_norm, round_to 1": lambda program, examples: prune_with_pare(program, examples, round_to=1),
     "pare, magnitude, round_to 4": lambda program, examples: prune_with_pare(
         program, examples, criterion="magnitude", round_to=4
     ),

@@ -146,3 +146,36 @@ def test_residual_streams_keep_their_width_unless_they_are_named(tmp_path: Path)
     for structures, expected in ((default, (16, 8)), (("width",), (8, 16))):
         small = pruned(prune(program.copy(), structures=structures)).module
         assert (len(small.get_parameter("conv1.weight")), len(small.get_parameter("blocks.0.conv1.weight"))) == expected
+
+
+def test_before_a_batch_norm_weights_stay_as_large_as_those_that_stay_were(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3)
+            self.norm, self.last = nn.BatchNorm2d(8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.norm(self.second(self.first(x).relu())).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = Net()
+    net.train()(torch.randn(64, 3, 8, 8))
+    program = load_module(net.eval(), (torch.randn(2, 3, 8, 8),), tmp_path)
+    channels = find_sound_channels(program)
+    (group,) = [each for each in channels.groups if each.num_units == 16]
+    chosen = {group.name: np.arange(8)}
+    batches = [program.example_inputs(32, seed=seed) for seed in range(2)]
+
+    adjusted, _ = compensate(program, channels, chosen, batches)
+
+    before, after = (dict(each.module.named_modules())["second"].weight for each in (program, adjusted))
+    assert after[:, :8].abs().max() == 0
+    assert not torch.allclose(after[:, 8:], before[:, 8:], rtol=0.05)
+    torch.testing.assert_close(after.norm(), before[:, 8:].norm())
+    inputs = program.example_inputs(64, seed=9)
+    plain = program.copy()
+    with torch.no_grad():
+        plain.module.get_submodule("second").weight[:, :8] = 0
+        wanted, made, without = (each.module.eval()(*inputs)[0] for each in (program, adjusted, plain))
+    assert (made - wanted).norm() < 0.7 * (without - wanted).norm()

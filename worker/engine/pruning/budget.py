@@ -14,6 +14,7 @@ from worker.engine.measure.runtimes import SUFFIXES, Predict, open_model
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.program import Program
+from worker.engine.pruning.groups import ChannelGroup
 from worker.engine.pruning.ranking import Chosen, Scores
 from worker.engine.pruning.shapes import allowed_batch
 
@@ -34,6 +35,12 @@ class Found:
     chosen: Chosen
     remaining: float
     num_probes: int
+
+
+def measure_saving(group: ChannelGroup, count: Callable[[Chosen], float]) -> float:
+    """Return what removing a unit of the group takes off a counted quantity, as the mean over half of its units."""
+    half = np.arange(max(group.num_units // 2, 1))
+    return max((count({}) - count({group.name: half})) / len(half), 1e-12)
 
 
 def make_ladder(choose: Callable[[float], Chosen], scores: dict[str, Scores]) -> list[Chosen]:

@@ -4,13 +4,19 @@ A layer y = W x loses the inputs R and keeps K. With G = X^T X over calibration 
 closest to the old outputs are W_K + W_R G_RK (G_KK + lambda I)^-1: the least-squares reconstruction of He et al.,
 Channel Pruning for Accelerating Very Deep Neural Networks (2017), and Luo et al., ThiNet (2017), without a change of
 which channels go. Layers are taken in order, each with the inputs that the adjusted layers before it make.
+
+What is added makes the weights larger. Before a batch norm that changes nothing but the training to come, whose steps
+count relative to the size of the weights: twice the square is half the learning rate (van Laarhoven, L2 Regularization
+versus Batch and Weight Normalization, 2017). There the weights get the size back that those on K had, and the norm's
+statistics follow.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from worker.engine.measure.activations import Gram, can_collect
 from worker.engine.measure.walk import Walk
@@ -20,6 +26,7 @@ from worker.engine.pruning.removal import Chosen, Kept
 
 DAMPING = 0.01
 """lambda, as a share of the mean diagonal of G_KK."""
+Normalized = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def compensate(
@@ -55,14 +62,46 @@ def compensate(
             with torch.no_grad():
                 parameters[name].index_fill_(axis, torch.from_numpy(np.flatnonzero(~mask)), 0.0)
 
+    norms = _find_norms(adjusted.module, layers)
+
     def visit(grams: dict[str, Gram]) -> None:
         for name, gram in grams.items():
             weight = layers[name].weight
             with torch.no_grad():
-                weight.copy_(lean_on(weight, gram.matrix[0], stays[name]))
+                leaning = lean_on(weight, gram.matrix[0], stays[name])
+                size = weight[:, stays[name]].norm()
+                weight.copy_(leaning)
+                if name in norms and leaning.norm() > 0:
+                    _scale(layers[name], norms[name], float(size / leaning.norm()))
 
     Walk(adjusted, batches, list(stays), Gram).run(visit, report)
     return adjusted, len(stays)
+
+
+def _find_norms(module: fx.GraphModule, layers: Mapping[str, nn.Module]) -> dict[str, Normalized]:
+    """Return the batch norms with statistics that alone read what a convolution or linear layer makes, by its name."""
+    calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
+    found = {}
+    for node in module.graph.nodes:
+        if node.op != "call_module" or calls[node.target] > 1 or len(node.users) != 1:
+            continue
+        (reader,) = node.users
+        norm = layers.get(str(reader.target)) if reader.op == "call_module" and calls[reader.target] == 1 else None
+        if isinstance(norm, Normalized) and norm.running_mean is not None:
+            found[str(node.target)] = norm
+    return found
+
+
+def _scale(layer: nn.Module, norm: Normalized, factor: float) -> None:
+    """Scale what the layer makes, and the statistics of the norm that reads it: the norm's output stays what it was."""
+    assert isinstance(layer.weight, Tensor)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    layer.weight.mul_(factor)
+    if isinstance(layer.bias, Tensor):
+        layer.bias.mul_(factor)
+    norm.running_mean.mul_(factor)
+    norm.running_var.mul_(factor**2)
 
 
 def _has_rows(layer: nn.Module) -> bool:

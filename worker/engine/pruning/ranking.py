@@ -105,18 +105,22 @@ def choose_units(
     scope: Literal["global", "local"],
     round_to: int,
     full: dict[str, int] | None = None,
+    savings: Sequence[float] | None = None,
 ) -> Chosen:
     """Return the units to remove of every group that loses any: a share `ratio` of the channels there once were.
 
     `full` gives the units that a group had at first, where earlier rounds removed some. The count that stays is the
     multiple of `round_to` channels nearest to the asked one, at least one multiple, at most what there is.
+    `savings` gives what removing a unit of each group saves; `global` then goes by importance per saving, which is the
+    greedy answer to the knapsack problem (as Shen et al., Structural Pruning via Latency-Saliency Knapsack, 2022).
     """
     full = full or {}
     sizes = [full.get(group.name, group.num_units) for group in groups]
     if scope == "global" and groups:
         widths = np.concatenate([np.full(group.num_units, group.unit_size) for group in groups])
         total = sum(size * group.unit_size for size, group in zip(sizes, groups, strict=True))
-        order = np.argsort(np.concatenate(scores), kind="stable")
+        per_saving = scores if savings is None else [s / saved for s, saved in zip(scores, savings, strict=True)]
+        order = np.argsort(np.concatenate(per_saving), kind="stable")
         allowed = ratio * total - (total - widths.sum())
         drop = np.zeros(len(order), dtype=bool)
         drop[order[np.cumsum(widths[order]) <= allowed + 1e-9]] = True

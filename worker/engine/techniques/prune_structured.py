@@ -17,7 +17,7 @@ from app.recipes.pruning import PruneStructured
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.macs import count_macs
 from worker.engine.programs.program import Program
-from worker.engine.pruning.budget import Timer, make_ladder, search_count, search_latency
+from worker.engine.pruning.budget import Timer, make_ladder, measure_saving, search_count, search_latency
 from worker.engine.pruning.compensation import compensate
 from worker.engine.pruning.groups import Channels, LeftAlone
 from worker.engine.pruning.ranking import Chosen, choose_units, measure_taylor, measure_weights, score_units
@@ -171,7 +171,9 @@ def _prune(state: _Run, program: Program, share: float, index: int, parameters: 
     report(0.5, f"channels ranked by {step.criterion}")
 
     def choose(ratio: float) -> Chosen:
-        return choose_units(groups, scores, ratio=ratio, scope=step.scope, round_to=step.round_to, full=state.full)
+        return choose_units(
+            groups, scores, ratio=ratio, scope=step.scope, round_to=step.round_to, full=state.full, savings=savings
+        )
 
     def count(chosen: Chosen) -> float:
         candidate = shrink(program, channels, chosen) if chosen else program
@@ -179,6 +181,9 @@ def _prune(state: _Run, program: Program, share: float, index: int, parameters: 
             return count_macs(candidate).total / max(macs, 1)
         return _count_parameters(candidate) / parameters
 
+    savings: list[float] | None = None
+    if step.criterion == "taylor" and step.scope == "global" and step.of in ("macs", "parameters"):
+        savings = [measure_saving(group, count) for group in groups]
     if step.of == "channels":
         chosen = choose(share)
     else:
