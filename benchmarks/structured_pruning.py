@@ -1,7 +1,7 @@
 """ResNet-20 with 2.1 times fewer MACs: Pare's prune_structured against a plain Torch-Pruning script.
 
     python benchmarks/structured_pruning.py accuracy --data DIR [--seed 0] [--epochs 4] [--method NAME ...] [--teacher]
-    python benchmarks/structured_pruning.py latency --data DIR [--runs 60] [--round-to N ...] [--scope NAME ...]
+    python benchmarks/structured_pruning.py latency --data DIR [--runs 60] [--method NAME ...]
 
 DIR (or PARE_BENCH_DATA) holds resnet20_cifar10.pt2, cifar10_train.npz and cifar10_test.npz. Both methods prune the
 same imported module, are fine-tuned by the same loop with the same settings and seed, and judged on the same images.
@@ -86,56 +86,53 @@ def prune_with_script(program: Program, *, grouped: bool) -> Program:
     raise AssertionError("no ratio reaches the MACs")
 
 
-METHODS: dict[str, Callable[[Program, BoundExamples | None], Program]] = {
+def with_pare(**spec: object) -> Callable[[Program, BoundExamples], Program]:
+    """Return Pare's method with these settings."""
+    return lambda program, examples: prune_with_pare(program, examples, **spec)
+
+
+TAYLOR = {"criterion": "taylor", "num_iterations": 4}
+METHODS: dict[str, Callable[[Program, BoundExamples], Program]] = {
     "original": lambda program, _: program,
     "script, MagnitudeImportance": lambda program, _: prune_with_script(program, grouped=False),
     "script, GroupMagnitudeImportance": lambda program, _: prune_with_script(program, grouped=True),
+    "pare, defaults": with_pare(),
     "pare, without data": lambda program, _: prune_with_pare(program, None),
-    "pare, defaults": lambda program, examples: prune_with_pare(program, examples),
-    "pare, global": lambda program, examples: prune_with_pare(program, examples, scope="global"),
-    "pare, magnitude": lambda program, examples: prune_with_pare(program, examples, criterion="magnitude"),
-    "pare, taylor": lambda program, examples: prune_with_pare(program, examples, criterion="taylor"),
-    "pare, taylor, 4 rounds": lambda program, examples: prune_with_pare(
-        program, examples, criterion="taylor", num_iterations=4
-    ),
-    "pare, taylor, 4 rounds, round_to 1": lambda program, examples: prune_with_pare(
-        program, examples, criterion="taylor", num_iterations=4, round_to=1
-    ),
-    "pare, taylor, 4 rounds, round_to 4": lambda program, examples: prune_with_pare(
-        program, examples, criterion="taylor", num_iterations=4, round_to=4
-    ),
-    "pare, magnitude, round_to 1": lambda program, examples: prune_with_pare(
-        program, examples, criterion="magnitude", round_to=1
-    ),
-    "pare, taylor, global, 4 rounds, round_to 1": lambda program, examples: prune_with_pare(
-        program, examples, criterion="taylor", scope="global", num_iterations=4, round_to=1
-    ),
-    "pare, magnitude, round_to 1, no compensation": lambda program, examples: prune_with_pare(
-        program, examples, criterion="magnitude", round_to=1, compensate=False
-    ),
-    "pare, group_norm, round_to 1": lambda program, examples: prune_with_pare(program, examples, round_to=1),
-    "pare, magnitude, round_to 4": lambda program, examples: prune_with_pare(
-        program, examples, criterion="magnitude", round_to=4
-    ),
-    "pare, width too": lambda program, examples: prune_with_pare(
-        program, examples, structures=["channels", "hidden_units", "heads", "width"]
-    ),
+    "pare, magnitude, round_to 1": with_pare(criterion="magnitude", round_to=1),
+    "pare, magnitude, round_to 1, no compensation": with_pare(criterion="magnitude", round_to=1, compensate=False),
+    **{f"pare, local, round_to {n}": with_pare(round_to=n) for n in (1, 4, 8, 16)},
+    **{f"pare, taylor, 4 rounds, round_to {n}": with_pare(round_to=n, **TAYLOR) for n in (1, 4, 8)},
+    **{
+        f"pare, taylor, global, 4 rounds, round_to {n}": with_pare(round_to=n, scope="global", **TAYLOR)
+        for n in (1, 2, 4, 8)
+    },
+    "pare, width too": with_pare(structures=["channels", "hidden_units", "heads", "width"]),
 }
+TIMED = (
+    "script, MagnitudeImportance",
+    *(f"pare, local, round_to {n}" for n in (1, 4, 8, 16)),
+    *(f"pare, taylor, global, 4 rounds, round_to {n}" for n in (1, 2, 4)),
+)
 
 
-def measure_accuracy(program: Program, data: Path, arguments: argparse.Namespace) -> None:
-    """Print one row a method: pruned, and after the same fine-tuning."""
+def open_training(program: Program, data: Path) -> BoundExamples:
+    """Return the images, bound to the network's input."""
     files = {TRAIN: (data / "cifar10_train.npz", "npz"), TEST: (data / "cifar10_test.npz", "npz")}
     binding = {"column": "x", "layout": "nhwc_to_nchw", "scale": 1 / 255, "mean": MEAN, "std": STD}
     recipe = {
         "dataset_id": TRAIN, "evaluation_dataset_id": TEST, "task": "classification", "label_column": "y",
         "inputs": {program.signature.inputs[0].name: binding},
     }  # fmt: skip
+    return open_examples(Data.model_validate(recipe), files, program.signature, 0)  # type: ignore[arg-type]
+
+
+def measure_accuracy(program: Program, data: Path, arguments: argparse.Namespace) -> None:
+    """Print one row a method: pruned, and after the same fine-tuning."""
     settings = TrainingSettings.model_validate(
         {"epochs": arguments.epochs, "optimizer": "sgd", "learning_rate": 0.02, "batch_size": 128,
          "keep_best": False, "augmentations": ["flip"], "weight_decay": 5e-4}
     )  # fmt: skip
-    examples = open_examples(Data.model_validate(recipe), files, program.signature, 0)  # type: ignore[arg-type]
+    examples = open_training(program, data)
     print(
         f"seed {arguments.seed}, {examples.num_training} images, {settings.epochs} epochs, {arguments.threads} threads"
     )
@@ -173,16 +170,9 @@ def measure_accuracy(program: Program, data: Path, arguments: argparse.Namespace
         print(f"| {' | '.join(row)} |", flush=True)
 
 
-def measure_latency(program: Program, arguments: argparse.Namespace) -> None:
+def measure_latency(program: Program, data: Path, arguments: argparse.Namespace) -> None:
     """Print the time of a batch in ONNX Runtime, each in turn with the original, for several roundings and threads."""
-    variants: dict[str, Callable[[], Program]] = {
-        "script, MagnitudeImportance": lambda: prune_with_script(program.copy(), grouped=False)
-    }
-    for round_to in arguments.round_to or (1, 4, 8, 16):
-        for scope in arguments.scope or ("local", "global"):
-            variants[f"pare, {scope}, round_to {round_to}"] = lambda r=round_to, s=scope: prune_with_pare(  # type: ignore[misc]
-                program.copy(), None, round_to=r, scope=s
-            )
+    examples = open_training(program, data)
     macs = count_macs(program).total
     with tempfile.TemporaryDirectory() as directory:
         original = Path(directory) / "original.onnx"
@@ -191,9 +181,9 @@ def measure_latency(program: Program, arguments: argparse.Namespace) -> None:
         print(f"batch {BATCH}, {arguments.runs} calls each, taking turns\n")
         print("| variant | MACs | fewer MACs | threads | original p50 ms | p50 ms | faster |")
         print("|---|---|---|---|---|---|---|", flush=True)
-        for name, make in variants.items():
+        for name in arguments.method or TIMED:
             try:
-                small = make()
+                small = METHODS[name](program.copy(), examples)
             except StepFailed as error:
                 print(f"| {name} | {error.detail} | | | | | |")
                 continue
@@ -226,8 +216,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--round-to", action="append", type=int, help="latency: only these")
-    parser.add_argument("--scope", action="append", choices=("local", "global"), help="latency: only these")
     parser.add_argument("--method", action="append", choices=tuple(METHODS))
     parser.add_argument("--teacher", action="store_true", help="accuracy: the original teaches what Pare pruned")
     arguments = parser.parse_args()
@@ -240,7 +228,7 @@ def main() -> None:
     if arguments.part == "accuracy":
         measure_accuracy(program, arguments.data, arguments)
     else:
-        measure_latency(program, arguments)
+        measure_latency(program, arguments.data, arguments)
 
 
 if __name__ == "__main__":

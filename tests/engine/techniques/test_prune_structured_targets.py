@@ -14,6 +14,7 @@ from torch import nn
 
 from app.recipes.data import Data
 from app.recipes.recipe import Recipe, Target
+from tests.engine.techniques.learning import digit_examples, make_cnn
 from tests.engine.techniques.pruning_models import load, load_module, prune, pruned, size
 from worker.engine.errors import StepFailed
 from worker.engine.measure.macs import count_macs
@@ -81,6 +82,33 @@ def test_the_share_of_a_counted_quantity_is_reached(of: str, scope: str, tmp_pat
     assert outcome.facts["share_reached"] == pytest.approx(share)
     assert 0.5 <= share < 0.55
     assert outcome.facts["share_asked"] == 0.5
+
+
+def test_among_equals_global_takes_first_what_saves_most() -> None:
+    groups = [ChannelGroup(name, "channels", np.arange(8), 1, (1,), (), (name,)) for name in ("cheap", "dear")]
+    scores = [np.full(8, 1.0), np.full(8, 1.5)]
+
+    def kept(savings: list[float] | None) -> list[int]:
+        chosen = choose_units(groups, scores, ratio=0.375, scope="global", round_to=1, savings=savings)
+        return [8 - len(chosen.get(group.name, ())) for group in groups]
+
+    assert kept(None) == [2, 8]
+    assert kept([1.0, 2.0]) == [8, 2]
+
+
+def test_global_taylor_spends_a_budget_of_macs_where_maps_are_large_and_one_of_parameters_where_they_are_small(
+    tmp_path: Path,
+) -> None:
+    program = make_cnn(16, depth=4, stride=2)
+    examples = digit_examples(program, tmp_path)
+    early: dict[str, float] = {}
+    for of in ("macs", "parameters"):
+        small = pruned(
+            prune(program.copy(), examples, of=of, ratio=0.4, round_to=1, criterion="taylor", scope="global")
+        )
+        widths = [layer.out_channels for layer in small.module.modules() if isinstance(layer, nn.Conv2d)]
+        early[of] = widths[0] / sum(widths)
+    assert early["macs"] < early["parameters"]
 
 
 def test_a_share_that_cannot_be_reached_is_refused_with_what_can(tmp_path: Path) -> None:
