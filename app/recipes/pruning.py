@@ -35,7 +35,8 @@ class PruneStructured(BaseStep):
     """How importance is judged: L2 norm of the layer's own filter; of the whole dependency group; the scale of the
     following batch norm (Liu et al. 2017); first-order Taylor |w * dL/dw| on labelled data (Molchanov et al. 2019)."""
     scope: Literal["global", "local"] = "local"
-    """Rank structures against those of all layers, or only within their own layer group."""
+    """Rank structures only within their own layer group, or against those of all layers; with `taylor` and a share of
+    MACs or parameters, global ranks by the change of the loss per MAC or parameter saved."""
     round_to: int = Field(8, ge=1, le=256)
     """Keep channel counts a multiple of this: unrounded counts are often slower than the original."""
     compensate: bool = True
