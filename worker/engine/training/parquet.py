@@ -208,7 +208,11 @@ def _check_ends(path: Path) -> None:
     if tail[4:] == b"PARE":
         raise _encrypted("the footer is encrypted")
     if size < 12 or head != b"PAR1" or tail[4:] != b"PAR1":
-        raise DatasetRejected("not a .parquet file: it does not begin and end with PAR1", code="dataset_not_parquet")
+        raise DatasetRejected(
+            "not a .parquet file: it does not begin and end with PAR1",
+            code="dataset_not_parquet",
+            fix="Write the table with pyarrow.parquet.write_table or pandas' to_parquet, and upload all of it.",
+        )
     length = int.from_bytes(tail[:4], "little")
     if length > MAX_FOOTER_BYTES or length + 12 > size:
         raise DatasetRejected(
