@@ -71,3 +71,12 @@ def test_decisions_are_numbered_once_each_and_complete() -> None:
     for page in pages:
         headings = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert headings[:4] == ["Context", "Decision", "Consequences", "Alternatives"], page.name
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/techniques").glob("*.md")), ids=lambda page: page.stem)
+def test_every_technique_page_has_a_measured_example(page: Path) -> None:
+    _, heading, example = page.read_text(encoding="utf-8").partition("\n## Measured\n")
+    assert heading, "a section 'Measured' with a command and its output, or a link to a benchmark's page"
+    assert "@@" not in example
+    assert "Not measured yet" not in example
+    assert "```\n$ " in example or "(../benchmarks/" in example

@@ -136,3 +136,14 @@ def test_bert_of_transformers_keeps_its_outputs(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(input_ids=inputs[0], attention_mask=inputs[1]).logits
         torch.testing.assert_close(program.module.eval()(*inputs)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_was_cut_off_in_its_header_is_named_as_such(tmp_path: Path) -> None:
+    save_gpt(tmp_path / "w.safetensors")
+    whole = (tmp_path / "w.safetensors").read_bytes()
+    (tmp_path / "w.safetensors").write_bytes(whole[:200])
+    with pytest.raises(ModelRejected) as caught:
+        open_program(tmp_path / "w.safetensors", tmp_path, "safetensors", "gpt:heads=4")
+    assert caught.value.code == "file_cut_off"
+    assert "ends after 200" in caught.value.detail
+    assert "whole file" in caught.value.fix

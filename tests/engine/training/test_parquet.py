@@ -18,7 +18,7 @@ from app.recipes.facts import ColumnFacts, TensorFacts
 from app.recipes.plan import DatasetFormat
 from worker.engine.errors import DatasetRejected, RecipeRefused
 from worker.engine.programs.program import Signature
-from worker.engine.training.datasets import check_dataset, map_column, read_columns
+from worker.engine.training.datasets import check_dataset, read_columns
 from worker.engine.training.examples import BoundExamples, open_examples
 
 ID, OTHER_ID = "dst_" + "a" * 26, "dst_" + "b" * 26
@@ -62,9 +62,7 @@ def test_every_number_is_read_back_exactly(
         name: (array.dtype.name, array.shape[1:]) for name, array in table.items()
     }
     for column in read_columns(path, "parquet"):
-        mapped = map_column(path, column, tmp_path)
-        assert isinstance(mapped, np.memmap)
-        np.testing.assert_array_equal(mapped, table[column.name])
+        np.testing.assert_array_equal(column.open_rows(path, tmp_path)[:], table[column.name])
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -89,11 +87,11 @@ def test_a_table_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
     before = pool.max_memory()
     tracemalloc.start()
     (column,) = read_columns(path, "parquet")
-    mapped = map_column(path, column, tmp_path)
+    rows = column.open_rows(path, tmp_path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert mapped.shape == (30_000, 500)
-    np.testing.assert_array_equal(mapped[29_000:], block)
+    assert rows.shape == (30_000, 500)
+    np.testing.assert_array_equal(rows[29_000:], block)
     assert peak < 16e6
     assert pool.max_memory() - before < 24e6, "60 MB of numbers"
 

@@ -68,6 +68,12 @@ def refuse_other_formats(path: Path, expected: ModelFormat = "pt2") -> None:
         _refuse("gguf", "a GGUF file: weights without the program that uses them")
     if head.startswith(b"\x89HDF"):
         _refuse("hdf5", "an HDF5 (Keras) file")
+    if len(head) > 9 and head[8:9] == b"{" and (length := struct.unpack("<Q", head[:8])[0]) < 2**32:
+        reject(
+            "file_cut_off",
+            f"The file begins like safetensors with a header of {length} bytes, and ends after {size}.",
+            "Upload the whole file; compare its size with the original's.",
+        )
     reject("not_a_model", f"The file begins with {head[:8]!r}; it is not {_WORDS[expected]}.")
 
 

@@ -9,6 +9,7 @@ from app.recipes.data import Data, InputBinding
 from app.recipes.facts import TensorFacts
 from worker.engine.errors import RecipeRefused
 from worker.engine.training.losses import IGNORED_LABEL
+from worker.engine.training.rows import Rows
 
 Ranges = Mapping[str, tuple[int, int | None]]
 """Variable size -> smallest and largest allowed value (None: unbounded)."""
@@ -21,9 +22,9 @@ class BoundInput:
 
     name: str
     binding: InputBinding
-    column: np.ndarray
+    column: Rows
     dtype: np.dtype
-    text_mask: np.ndarray | None = None
+    text_mask: Rows | None = None
     """Made from text: ones where there are tokens, zeros where there is padding."""
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -50,9 +51,9 @@ class BoundLabels:
     """The column with the right answers, or the tokens that follow each other."""
 
     column_name: str
-    column: np.ndarray
+    column: Rows
     dtype: np.dtype
-    attention_mask: np.ndarray | None = None
+    attention_mask: Rows | None = None
     """Where zero, there is padding that must not be predicted."""
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -63,9 +64,9 @@ class BoundLabels:
         return values
 
 
-def read_rows(column: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
+def read_rows(column: Rows, rows: np.ndarray, name: str) -> np.ndarray:
     """Return a copy of some rows of a column, refusing NaN and infinity."""
-    values = np.asarray(column[rows])
+    values = column[rows]
     if values.dtype.kind == "f":
         finite = np.isfinite(values).reshape(len(rows), -1).all(axis=1)
         if not finite.all():
@@ -78,7 +79,7 @@ def read_rows(column: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
     return values
 
 
-def bind_input(tensor: TensorFacts, binding: InputBinding, column: np.ndarray, ranges: Ranges) -> BoundInput:
+def bind_input(tensor: TensorFacts, binding: InputBinding, column: Rows, ranges: Ranges) -> BoundInput:
     """Check that a column can become a model input."""
     dtype = np.dtype(tensor.dtype)
     shape = column.shape
@@ -117,7 +118,7 @@ def bind_input(tensor: TensorFacts, binding: InputBinding, column: np.ndarray, r
     return BoundInput(tensor.name, binding, column, dtype)
 
 
-def bind_labels(data: Data, column: np.ndarray | None, inputs: list[BoundInput]) -> BoundLabels:
+def bind_labels(data: Data, column: Rows | None, inputs: list[BoundInput]) -> BoundLabels:
     """Find the labels of a task and check their kind. `column` is the label column, if one is named."""
     if data.label_column is None or column is None:
         # Language modeling without a label column: the tokens themselves, except where an attention mask says padding.

@@ -10,6 +10,7 @@ import numpy as np
 
 from app.recipes.facts import ColumnFacts
 from worker.engine.errors import DatasetRejected
+from worker.engine.training.rows import Rows
 
 CHUNK_BYTES = 1024 * 1024
 MAX_COLUMNS = 1000
@@ -54,8 +55,8 @@ class Column(ABC):
         """Read the column wholly, in bounded chunks; raises DatasetRejected."""
 
     @abstractmethod
-    def map(self, path: Path, directory: Path) -> np.ndarray:
-        """Return a read-only memory map of numbers; what must be decoded is so once, into a file in `directory`."""
+    def open_rows(self, path: Path, directory: Path) -> Rows:
+        """Return the rows of a column of numbers; what must be decoded is so once, into a file in `directory`."""
 
     def resized(self, size: tuple[int, int]) -> "Column | None":  # noqa: ARG002
         """Return the same images at [height, width]; None where the column holds no images."""

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from app.recipes.facts import DatasetFacts
 from app.recipes.plan import DatasetFormat
 from worker.engine.errors import DatasetRejected
@@ -41,11 +39,6 @@ def read_columns(path: Path, format: DatasetFormat) -> Sequence[Column]:
             fix="Save arrays whose first axis has the same length, one row per example.",
         )
     return columns
-
-
-def map_column(path: Path, column: Column, directory: Path) -> np.ndarray:
-    """Return a read-only memory map of a column; what is compressed is first decoded, once, into `directory`."""
-    return column.map(path, directory)
 
 
 def _read(path: Path, format: DatasetFormat) -> Sequence[Column]:

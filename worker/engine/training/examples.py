@@ -176,7 +176,7 @@ def _bind(data: Data, table: Table, signature: Signature) -> tuple[list[BoundInp
     table.require(binding.column for binding in data.inputs.values())
     table.require(name for name in (data.label_column, data.split_column) if name is not None)
     inputs = [table.bind(tensor, data.inputs[tensor.name], signature.dynamic_ranges) for tensor in signature.inputs]
-    label = None if data.label_column is None else table.map(data.label_column, "recipe.data.label_column")
+    label = None if data.label_column is None else table.open_rows(data.label_column, "recipe.data.label_column")
     return inputs, bind_labels(data, label, inputs) if data.has_labels else None
 
 

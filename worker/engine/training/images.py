@@ -17,6 +17,7 @@ from PIL import Image
 
 from worker.engine.errors import DatasetRejected, RecipeRefused
 from worker.engine.training.columns import Column, check_unpacked_size, checked_size, scratch_file, write_once
+from worker.engine.training.rows import Rows
 from worker.engine.training.stored import Part, unpack
 from worker.engine.training.zip_directory import ZipKind, read_parts
 
@@ -64,13 +65,13 @@ class ImageColumn(Column):
         for _ in _open_images(path, self.members, decode=True):
             pass
 
-    def map(self, path: Path, directory: Path) -> np.ndarray:
-        """Map the pixels, decoded once, image by image."""
+    def open_rows(self, path: Path, directory: Path) -> Rows:
+        """Read the pixels, decoded once, image by image."""
         shape = tuple(size for size in self.shape if isinstance(size, int))
         assert len(shape) == 4, "images that differ in size are resized"
         file = scratch_file(path, directory, "images", *shape[1:])
         write_once(file, (self._pixels(image) for image in _open_images(path, self.members, decode=True)))
-        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
+        return Rows(file, np.dtype(np.uint8), shape)
 
     def resized(self, size: tuple[int, int]) -> "ImageColumn":
         """Return the same images scaled until they just cover `size` (height, width), the middle cut out."""
@@ -98,12 +99,12 @@ class LabelColumn(Column):
     def check(self, path: Path) -> None:
         """Nothing: it is known from the names of the folders."""
 
-    def map(self, path: Path, directory: Path) -> np.ndarray:
-        """Map the numbers."""
+    def open_rows(self, path: Path, directory: Path) -> Rows:
+        """Read the numbers."""
         numbers = {name: number for number, name in enumerate(self.names)}
         file = scratch_file(path, directory, "labels")
         write_once(file, [np.array([numbers[member.label] for member in self.members], np.int64).tobytes()])
-        return np.memmap(file, dtype=np.int64, mode="r", shape=(self.num_rows,))
+        return Rows(file, np.dtype(np.int64), (self.num_rows,))
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class SplitColumn(Column):
     def check(self, path: Path) -> None:
         """Nothing: it is known from the names of the folders."""
 
-    def map(self, path: Path, directory: Path) -> np.ndarray:  # noqa: ARG002
+    def open_rows(self, path: Path, directory: Path) -> Rows:  # noqa: ARG002
         """There are no numbers."""
         raise AssertionError("the split is text")
 

@@ -26,6 +26,7 @@ from worker.engine.training.columns import (
     scratch_file,
     write_once,
 )
+from worker.engine.training.rows import Rows
 
 MAX_FOOTER_BYTES = 16 * 1024**2
 MAX_TEXT_BYTES = 1024**2
@@ -50,12 +51,12 @@ class ParquetColumn(Column):
         for _ in self.read_texts(path) if self.dtype is None else self._read_numbers(path):
             pass
 
-    def map(self, path: Path, directory: Path) -> np.ndarray:
-        """Map the numbers, written to a file once."""
+    def open_rows(self, path: Path, directory: Path) -> Rows:
+        """Read the numbers from a file that is written once."""
         assert self.dtype is not None, f"column {self.name!r} is text"
         file = scratch_file(path, directory, "parquet", self.position)
         write_once(file, (values.tobytes() for values in self._read_numbers(path)))
-        return np.memmap(file, dtype=self.dtype, mode="r", shape=tuple(int(size) for size in self.shape))
+        return Rows(file, self.dtype, tuple(int(size) for size in self.shape))
 
     def read_texts(self, path: Path) -> Iterator[list[str]]:
         """Yield the rows of a column of text, at most a few hundred and about a MiB at a time."""
@@ -207,7 +208,11 @@ def _check_ends(path: Path) -> None:
     if tail[4:] == b"PARE":
         raise _encrypted("the footer is encrypted")
     if size < 12 or head != b"PAR1" or tail[4:] != b"PAR1":
-        raise DatasetRejected("not a .parquet file: it does not begin and end with PAR1", code="dataset_not_parquet")
+        raise DatasetRejected(
+            "not a .parquet file: it does not begin and end with PAR1",
+            code="dataset_not_parquet",
+            fix="Write the table with pyarrow.parquet.write_table or pandas' to_parquet, and upload all of it.",
+        )
     length = int.from_bytes(tail[:4], "little")
     if length > MAX_FOOTER_BYTES or length + 12 > size:
         raise DatasetRejected(

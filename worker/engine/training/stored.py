@@ -4,12 +4,11 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
-
-import numpy as np
+from typing import BinaryIO
 
 from worker.engine.errors import DatasetRejected
 from worker.engine.training.columns import CHUNK_BYTES, Column, scratch_file, write_once
+from worker.engine.training.rows import Rows, reorder
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,8 @@ class StoredColumn(Column):
                 for _ in unpack(file, self.part):
                     pass
 
-    def map(self, path: Path, directory: Path) -> np.ndarray:
-        """Map the file itself, or what was unpacked from it."""
+    def open_rows(self, path: Path, directory: Path) -> Rows:
+        """Read the file itself, or what was unpacked from it or brought into the order of rows."""
         assert self.dtype is not None
         offset = self.part.offset + self.skip_bytes
         if self.part.deflated:
@@ -52,9 +51,12 @@ class StoredColumn(Column):
             with path.open("rb") as file:
                 write_once(unpacked, unpack(file, self.part))
             path, offset = unpacked, self.skip_bytes
-        order: Literal["F", "C"] = "F" if self.fortran_order else "C"
         shape = tuple(int(size) for size in self.shape)
-        return np.memmap(path, dtype=self.dtype, mode="r", offset=offset, shape=shape, order=order)
+        if self.fortran_order and len(shape) > 1:
+            ordered = scratch_file(path, directory, self.part.offset, "rows")
+            write_once(ordered, reorder(path, offset, self.dtype, shape))
+            path, offset = ordered, 0
+        return Rows(path, self.dtype, shape, offset)
 
 
 def unpack(file: BinaryIO, part: Part) -> Iterator[bytes]:

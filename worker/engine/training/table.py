@@ -13,7 +13,8 @@ from app.recipes.plan import DatasetFormat
 from worker.engine.errors import RecipeRefused
 from worker.engine.training.binding import BoundInput, Ranges, bind_input
 from worker.engine.training.columns import Column
-from worker.engine.training.datasets import map_column, read_columns
+from worker.engine.training.datasets import read_columns
+from worker.engine.training.rows import Rows
 from worker.engine.training.text import encode_texts
 
 
@@ -58,9 +59,9 @@ class Table:
                 )
             column = resized
         self._check_sizes(column, where)
-        return bind_input(tensor, binding, map_column(self._path, column, self._directory), ranges)
+        return bind_input(tensor, binding, column.open_rows(self._path, self._directory), ranges)
 
-    def map(self, name: str, where: str) -> np.ndarray:
+    def open_rows(self, name: str, where: str) -> Rows:
         """Return a column of numbers as it is."""
         column = self._columns[name]
         if column.dtype is None:
@@ -70,7 +71,7 @@ class Table:
                 fix="Store numbers, for example the number of the class.",
             )
         self._check_sizes(column, where)
-        return map_column(self._path, column, self._directory)
+        return column.open_rows(self._path, self._directory)
 
     def split(self, data: Data) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows for training and for measuring, as the split column says."""
@@ -82,16 +83,14 @@ class Table:
                 code="dtype_mismatch",
                 fix="Name a column with one text or one integer per row.",
             )
+        names = (data.training_split, data.evaluation_split)
         if column.dtype is None:
             texts = chain.from_iterable(column.read_texts(self._path))
-            names = (data.training_split, data.evaluation_split)
             codes = np.fromiter((names.index(text) if text in names else 2 for text in texts), np.int8, self.num_rows)
             training, evaluation = np.flatnonzero(codes == 0), np.flatnonzero(codes == 1)
         else:
-            numbers = map_column(self._path, column, self._directory).astype(np.int64)
-            training, evaluation = (
-                np.flatnonzero(numbers == _number(value)) for value in (data.training_split, data.evaluation_split)
-            )
+            numbers = column.open_rows(self._path, self._directory)[:].astype(np.int64)
+            training, evaluation = (np.flatnonzero(numbers == _number(name)) for name in names)
         for field, rows in (("training_split", training), ("evaluation_split", evaluation)):
             if not len(rows):
                 raise RecipeRefused(

@@ -10,6 +10,7 @@ import numpy as np
 from app.recipes.data import Tokens
 from worker.engine.errors import RecipeRefused
 from worker.engine.training.columns import Column, scratch_file, write_once
+from worker.engine.training.rows import Rows
 
 PARTS: tuple[Tokens, ...] = ("ids", "mask", "types")
 PADDING_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
@@ -18,7 +19,7 @@ PADDING_TOKENS = ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>", "</s>")
 
 def encode_texts(
     path: Path, column: Column, tokenizer: bytes | None, max_tokens: int, directory: Path
-) -> dict[Tokens, np.ndarray]:
+) -> dict[Tokens, Rows]:
     """Return read-only memory maps [rows, max_tokens] of int64: token numbers, attention mask, token types.
 
     The tokenizer adds its special tokens; longer texts are cut, shorter ones padded on the right. Raises RecipeRefused
@@ -37,14 +38,11 @@ def encode_texts(
     if not all(file.exists() for file in files.values()):
         together = scratch_file(path, directory, "text", place, max_tokens)
         write_once(together, (block.tobytes() for block in _encode(path, column, tokenizer, max_tokens)))
-        rows = np.memmap(together, dtype=np.int64, mode="r", shape=(column.num_rows, len(PARTS), max_tokens))
+        rows = Rows(together, np.dtype(np.int64), (column.num_rows, len(PARTS), max_tokens))
         for index, part in enumerate(PARTS):
-            step = max(1, 1024 * 1024 // max_tokens)
-            pieces = (rows[start : start + step, index].tobytes() for start in range(0, len(rows), step))
-            write_once(files[part], pieces)
-        del rows
+            write_once(files[part], (block[:, index].tobytes() for block in rows.blocks()))
         together.unlink()
-    return {part: np.memmap(file, dtype=np.int64, mode="r", shape=shape) for part, file in files.items()}
+    return {part: Rows(file, np.dtype(np.int64), shape) for part, file in files.items()}
 
 
 def _encode(path: Path, column: Column, raw: bytes, max_tokens: int) -> Iterator[np.ndarray]:
