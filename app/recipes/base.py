@@ -58,6 +58,14 @@ class BaseStep(Spec):
         """Return what this step, with these parameters, needs from `recipe.data`."""
         return DataNeed.NONE
 
+    def changed(self, *names: str) -> list[str]:
+        """Return those of these fields that differ from their defaults.
+
+        To refuse a field without effect: being given does not tell, for a recipe read back from the database gives all.
+        """
+        fields = type(self).model_fields
+        return sorted(name for name in names if getattr(self, name) != fields[name].default)
+
     def refuse(self, layer_types: Sequence[str]) -> str | None:  # noqa: ARG002 - most steps take every layer they list
         """Return why these parameters cannot work on layers of these types, None where they can.
 

@@ -39,7 +39,7 @@ class FactorizeLowRank(BaseStep):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = {"ratio", "rank", "energy", "budget"} & self.model_fields_set - {self.rank_by}
+        given = self.changed(*{"ratio", "rank", "energy", "budget"} - {self.rank_by})
         if given:
-            raise ValueError(f"rank_by is {self.rank_by!r}, so {sorted(given)} would have no effect; leave it out")
+            raise ValueError(f"rank_by is {self.rank_by!r}, so {given} would have no effect; leave it out")
         return self

@@ -189,7 +189,7 @@ class QuantizeMixed(CodingStep):
         if len(set(self.precisions)) < 2:
             raise ValueError(f"precisions is {list(self.precisions)}; a choice needs at least two")
         limits = {"size": "max_size_ratio", "latency": "max_latency_ratio", "quality": "max_quality_loss"}
-        given = set(limits.values()) & self.model_fields_set - {limits[self.budget]}
+        given = self.changed(*set(limits.values()) - {limits[self.budget]})
         if given:
-            raise ValueError(f"budget is {self.budget!r}, so {sorted(given)} would have no effect; leave it out")
+            raise ValueError(f"budget is {self.budget!r}, so {given} would have no effect; leave it out")
         return self

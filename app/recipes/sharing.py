@@ -41,6 +41,6 @@ class ShareWeights(BaseStep):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.num_clusters is not None and "bits" in self.model_fields_set:
+        if self.num_clusters is not None and self.changed("bits"):
             raise ValueError("bits and num_clusters say the same thing; set one of them")
         return self

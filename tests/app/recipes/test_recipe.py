@@ -119,6 +119,37 @@ def test_recipe_survives_json() -> None:
     assert Recipe.model_validate_json(original.model_dump_json()) == original
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        *({"kind": kind} for kind in KINDS),
+        {"kind": "share_weights", "num_clusters": 12},
+        {"kind": "factorize_low_rank", "rank_by": "energy", "energy": 0.5},
+        {"kind": "quantize_mixed", "budget": "quality"},
+    ],
+    ids=str,
+)
+def test_a_step_that_was_stored_with_its_defaults_is_still_a_step(step: dict[str, Any]) -> None:
+    made = make(step, data=LABELLED)
+    assert Recipe.model_validate(made.model_dump(mode="json")) == made
+    assert Recipe.model_validate_json(made.model_dump_json()) == made
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ({"kind": "share_weights", "num_clusters": 12, "bits": 3}, "bits and num_clusters"),
+        ({"kind": "factorize_low_rank", "energy": 0.5, "rank": 8}, "['energy', 'rank'] would have no effect"),
+        ({"kind": "quantize_mixed", "max_quality_loss": 0.5}, "['max_quality_loss'] would have no effect"),
+    ],
+    ids=str,
+)
+def test_a_number_without_effect_is_refused(step: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        make(step, data=LABELLED)
+    assert expected in messages(caught.value)
+
+
 def test_every_kind_is_listed_under_its_own_name() -> None:
     assert {spec.model_fields["kind"].annotation.__args__[0] for spec in KINDS.values()} == set(KINDS)  # type: ignore[union-attr]
 
