@@ -185,7 +185,8 @@ def warn(weights: Sequence[Weight], left: dict[str, str]) -> list[str]:
     warnings = [
         f"{zeros} of {total} prunable weights are zero now. A dense file stores zeros like any other number and a "
         "dense runtime multiplies by them: neither size nor speed changes by this step alone. Only the `packed` "
-        "artifact, which a recipe with zeros makes by default, leaves them out of the file; it is no faster either."
+        "artifact, which a recipe makes by default unless it ends in an integer model, leaves them out of the file; it "
+        "is no faster either."
     ]
     empty = [weight.name for weight in weights if not bool(weight.parameter.any())]
     if empty:

@@ -48,8 +48,9 @@ def inspect(program: Program) -> Capability:
     except StepFailed as error:
         return Capability(kind="prune_structured", applicable=False, layers=(), missing=error.detail)
     layers = tuple(dict.fromkeys(name for group in channels.groups for name in group.makers))
+    without = None if layers else "there are no layers with channels or hidden units"
     return Capability(
-        kind="prune_structured", applicable=bool(layers), layers=layers, missing=_explain(channels.left) or None
+        kind="prune_structured", applicable=bool(layers), layers=layers, missing=_explain(channels.left) or without
     )
 
 
