@@ -96,7 +96,7 @@ class StepMetrics:
 
 @dataclass(frozen=True)
 class LayerEffect:
-    """What one choice for one layer alone did to the model; 0 is nothing, larger is worse."""
+    """What one choice did to a layer, or by it alone to the model, as `metric` says; 0 is nothing, larger is worse."""
 
     step: int
     layer: str

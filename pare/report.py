@@ -12,6 +12,8 @@ from pare.records import Verdict
 
 NUM_SENSITIVE = 8
 """Layers listed by sensitivity; the JSON has all."""
+OF_THE_MODEL = ("output_error", "output_divergence")
+"""What is measured on the model's output; other effects are those on a layer itself."""
 
 
 def metrics_table(metrics: Metrics) -> Table:
@@ -40,23 +42,38 @@ def verdict_text(verdict: Verdict) -> Text:
 
 
 def sensitivity_table(effects: Sequence[LayerEffect]) -> RenderableType:
-    """Return the layers of one step that suffer most, with the effect of every choice; the one taken has a star."""
-    choices = list(dict.fromkeys(each.choice for each in effects))
+    """Return the layers of one step that suffer most, with the effect of every choice; the one taken has a star.
+
+    Where each layer has choices of its own (a rank, a sparsity), they stand in the rows.
+    """
     layers: dict[str, dict[str, LayerEffect]] = {}
     for each in effects:
         layers.setdefault(each.layer, {})[each.choice] = each
     worst = sorted(layers, key=lambda name: -max(each.effect for each in layers[name].values()))[:NUM_SENSITIVE]
-    title = f"step {effects[0].step}: {effects[0].metric} of each layer alone (* chosen)"
+    metric = effects[0].metric
+    of = "the model by each layer alone" if metric in OF_THE_MODEL else "each layer"
+    title = f"step {effects[0].step}: {metric} of {of} (* chosen)"
     if len(layers) > len(worst):
         title += f", the {len(worst)} worst of {len(layers)}"
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("layer")
+    choices = list(dict.fromkeys(each.choice for each in effects))
+    if len(choices) > max(len(tried) for tried in layers.values()):
+        table.add_column("choice")
+        table.add_column(metric, justify="right")
+        for name in worst:
+            for row, each in enumerate(layers[name].values()):
+                table.add_row(name if row == 0 else "", each.choice, _effect(each))
+        return Group(Text(title), table)
     for choice in choices:
         table.add_column(choice, justify="right")
     for name in worst:
-        cells = (layers[name].get(choice) for choice in choices)
-        table.add_row(name, *("" if e is None else f"{e.effect:.2g}{'*' if e.chosen else ' '}" for e in cells))
+        table.add_row(name, *(_effect(layers[name].get(choice)) for choice in choices))
     return Group(Text(title), table)
+
+
+def _effect(effect: LayerEffect | None) -> str:
+    return "" if effect is None else f"{effect.effect:.2g}{'*' if effect.chosen else ' '}"
 
 
 def report(metrics: Metrics) -> RenderableType:

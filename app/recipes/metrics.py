@@ -111,17 +111,18 @@ class StepMetrics(Spec):
 
 
 class LayerEffect(Spec):
-    """What one choice for one layer alone, everything else as it was, did to the model."""
+    """What one choice did to one layer, or by this layer alone to the model's output, as `metric` says."""
 
     step: int
     """Index into recipe.steps."""
     layer: str
     """Its name."""
     choice: str
-    """What was tried, e.g. "int4" or "ratio 0.5"."""
+    """What was tried, e.g. "int4" or "sparsity 0.5"."""
     metric: str
-    """What `effect` is, e.g. "output_error" (squared error of the output over its squared length) or
-    "output_divergence" (mean Kullback-Leibler divergence of the predicted classes, in nats)."""
+    """What `effect` is. Of the model's output, everything else as it was: "output_error" (squared error over squared
+    length), "output_divergence" (mean Kullback-Leibler divergence of the predicted classes, in nats). Of the layer
+    itself: "layer_output_error", "weight_error" (squared error over squared length), "importance_lost" (share)."""
     effect: float
     """The number; 0 is none, larger is worse."""
     weight_bytes: int | None = None

@@ -22,11 +22,23 @@ def test_the_worst_layers_come_first_with_a_star_on_the_choice() -> None:
     assert "8 worst of 12" in text
 
 
+def test_choices_of_the_layers_own_stand_in_the_rows() -> None:
+    own = [LayerEffect(0, f"layer{row}", f"rank {row}", "weight_error", row / 8, 10, True) for row in (1, 2, 3)]
+    text = to_text(sensitivity_table(own))
+    assert "weight_error of each layer" in text
+    assert [line.split() for line in text.splitlines() if line.strip().startswith("layer")] == [
+        ["layer", "choice", "weight_error"],
+        ["layer3", "rank", "3", "0.38*"],
+        ["layer2", "rank", "2", "0.25*"],
+        ["layer1", "rank", "1", "0.12*"],
+    ]
+
+
 def test_the_report_has_it_only_where_it_was_measured() -> None:
     plain = make_metrics().model_dump(mode="json")
-    assert "each layer alone" not in to_text(report(read(Metrics, plain)))
+    assert "each layer" not in to_text(report(read(Metrics, plain)))
     measured = plain | {"sensitivity": [each.__dict__ for each in effects(3)]}
-    assert "output_error of each layer alone" in to_text(report(read(Metrics, measured)))
+    assert "output_error of the model by each layer alone" in to_text(report(read(Metrics, measured)))
 
 
 def test_a_packed_file_has_a_row_where_there_is_one() -> None:

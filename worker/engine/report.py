@@ -6,6 +6,8 @@ from app.recipes.metrics import LayerEffect, Measurement, Metrics
 
 MAX_LAYERS = 40
 """Largest layers listed; the metrics have them all."""
+OF_THE_MODEL = ("output_error", "output_divergence")
+"""What is measured on the model's output; other effects are those on a layer itself."""
 
 
 def write_report(metrics: Metrics) -> str:
@@ -134,15 +136,19 @@ def _list_sensitivity(metrics: Metrics) -> list[str]:
         for each in effects:
             layers.setdefault(each.layer, {})[each.choice] = each
         worst = sorted(layers, key=lambda name: -max(each.effect for each in layers[name].values()))[:MAX_LAYERS]
+        of = "the model when one layer alone is changed" if metric in OF_THE_MODEL else "each layer"
         rows += [
-            f"Step {step}: {metric.replace('_', ' ')} of the model when one layer alone is changed, worst first; bold "
-            f"was chosen. {len(worst)} of {len(layers)} layers.",
+            f"Step {step}: {metric.replace('_', ' ')} of {of}, worst first; bold was chosen. {len(worst)} of "
+            f"{len(layers)} layers.",
             "",
-            _row("layer", *choices),
-            "|---|" + "---:|" * len(choices),
         ]
-        for name in worst:
-            rows.append(_row(name, *(_effect(layers[name].get(choice)) for choice in choices)))
+        # A rank or a sparsity is a layer's own: a column for each would leave the table empty.
+        if len(choices) > max(len(tried) for tried in layers.values()):
+            rows += [_row("layer", "choice", metric.replace("_", " ")), "|---|---|---:|"]
+            rows += [_row(name, each.choice, _effect(each)) for name in worst for each in layers[name].values()]
+        else:
+            rows += [_row("layer", *choices), "|---|" + "---:|" * len(choices)]
+            rows += [_row(name, *(_effect(layers[name].get(choice)) for choice in choices)) for name in worst]
         rows.append("")
     return rows
 

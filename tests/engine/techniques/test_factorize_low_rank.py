@@ -283,5 +283,6 @@ def test_no_layer_grows_and_none_left_is_an_error(world: World) -> None:
     with pytest.raises(StepFailed) as caught:
         factorize(world[0].copy(), rank_by="rank", rank=4096)
     assert caught.value.code == "nothing_to_factorize"
+    assert caught.value.fix.startswith("Lower rank,")
     with pytest.raises(RecipeRefused, match="nope"):
         factorize(world[0].copy(), skip_layers=["nope"])

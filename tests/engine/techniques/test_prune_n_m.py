@@ -67,6 +67,10 @@ def test_families_follow_the_pattern_and_masks_only_grow(name: str) -> None:
         assert follows_n_of_m(to_rows(layer, weight, "input"), 2, 4)
         assert not (mask & ~old[key]).any()
     assert any("CPU" in warning for warning in outcome.warnings)
+    # A quarter was zero before; of what was left, the second step took less than the smaller half of the squares.
+    assert {effect.metric for effect in outcome.sensitivity} == {"weight_error"}
+    assert len(outcome.sensitivity) == len(program.masks)
+    assert all(0 < effect.effect < 0.5 for effect in outcome.sensitivity)
 
 
 def test_a_pattern_wider_than_every_layer_is_refused() -> None:

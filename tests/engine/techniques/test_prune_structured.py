@@ -46,6 +46,9 @@ def test_every_family_gets_smaller_and_keeps_its_outputs_form(name: str, dynamic
     assert outcome.facts["parameters_before"] == before
     assert outcome.facts["parameters_after"] == size(small) < before
     assert count_macs(small).total < macs
+    assert len(outcome.sensitivity) == outcome.facts["groups_pruned"]
+    # The least important go: half of the channels have less than half of the importance, but never none of it.
+    assert all(each.metric == "importance_lost" and 0 < each.effect < 0.5 for each in outcome.sensitivity)
     outputs = small.module(*inputs)
     assert [output.shape for output in outputs] == shapes
     assert all(bool(torch.isfinite(output).all()) for output in outputs)

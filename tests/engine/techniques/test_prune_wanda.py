@@ -44,6 +44,10 @@ def test_every_row_loses_its_share_by_the_score(world: World) -> None:
         highest = score.masked_fill(mask, 0).amax(1)
         lowest = score.masked_fill(~mask, float("inf")).amin(1)
         assert (highest <= lowest * (1 + 1e-5)).all()
+    for effect in outcome.sensitivity:
+        mask, old = program.masks[f"{effect.layer}.weight"], before[f"{effect.layer}.weight"].double()
+        assert effect.effect == pytest.approx(float(old[~mask].square().sum() / old.square().sum()), rel=1e-5)
+    assert {effect.layer for effect in outcome.sensitivity} == set(layers)
 
 
 def test_n_of_m_by_activations(world: World) -> None:
@@ -69,6 +73,9 @@ def test_gradual_pruning_trains_and_ends_exact(world: World, schedule: str) -> N
     total = int(outcome.facts["weights_prunable"] or 0)
     assert sum(int((~mask).sum()) for mask in program.masks.values()) == round(0.7 * total)
     assert outcome.facts["steps_run"] == 8
+    chosen = [effect for effect in outcome.sensitivity if effect.chosen]
+    assert len(outcome.sensitivity) == 3 * len(chosen) == 3 * len(program.masks)
+    assert all(0 < effect.effect < 1 for effect in chosen)
     shares = [prune_magnitude.sparsity_after(step, index, 3, 0.1) for index in (1, 2, 3)]
     assert shares == sorted(shares)
     assert shares[-1] == 0.7

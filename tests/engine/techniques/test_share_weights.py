@@ -172,6 +172,7 @@ def test_embeddings_skips_and_earlier_encodings_are_left_alone() -> None:
     with pytest.raises(StepFailed) as caught:
         step(program)
     assert caught.value.code == "nothing_to_share"
+    assert "the earlier one" in caught.value.fix
     with pytest.raises(RecipeRefused, match="nope"):
         step(make(), skip_layers=["nope"])
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from app.recipes.facts import Capability
+from app.recipes.metrics import LayerEffect
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.programs.program import Program
 
@@ -136,14 +137,30 @@ def keep_largest(scores: np.ndarray, sparsity: float) -> np.ndarray:
     return kept
 
 
-def set_mask(program: Program, weight: Weight, kept: Tensor) -> None:
-    """Zero what is not kept, in place, and remember it. What was pruned before stays pruned."""
+def set_mask(program: Program, weight: Weight, kept: Tensor) -> float:
+    """Zero what is not kept, in place, and remember it. What was pruned before stays pruned.
+
+    Returns the relative squared error of the weight that this makes: the share of its squares that goes.
+    """
     kept = kept.reshape(weight.parameter.shape).to(device=weight.parameter.device, dtype=torch.bool)
     old = program.masks.get(weight.name)
     mask = kept if old is None else kept & old
     program.masks[weight.name] = mask
     with torch.no_grad():
+        squares = weight.parameter.square()
+        total = float(squares.sum(dtype=torch.float64))
+        lost = float(squares.masked_fill_(mask, 0.0).sum(dtype=torch.float64))
         weight.parameter.mul_(mask)
+    return lost / total if total else 0.0
+
+
+def tell_effect(program: Program, weight: Weight, error: float, step: int, *, chosen: bool = True) -> LayerEffect:
+    """Return what the mask that a weight has now did to it; `error` is what `set_mask` returned."""
+    sparsity = float((~program.masks[weight.name]).double().mean())
+    return LayerEffect(
+        step=step, layer=weight.layer_name, choice=f"sparsity {sparsity:.4g}", metric="weight_error", effect=error,
+        chosen=chosen,
+    )  # fmt: skip
 
 
 def count_zeros(weights: Iterable[Weight]) -> int:
@@ -168,7 +185,8 @@ def warn(weights: Sequence[Weight], left: dict[str, str]) -> list[str]:
     warnings = [
         f"{zeros} of {total} prunable weights are zero now. A dense file stores zeros like any other number and a "
         "dense runtime multiplies by them: neither size nor speed changes by this step alone. Only the `packed` "
-        "artifact, which a recipe with zeros makes by default, leaves them out of the file; it is no faster either."
+        "artifact, which a recipe makes by default unless it ends in an integer model, leaves them out of the file; it "
+        "is no faster either."
     ]
     empty = [weight.name for weight in weights if not bool(weight.parameter.any())]
     if empty:

@@ -36,25 +36,25 @@ def prune_in_order(
     batches: Iterable[tuple[Tensor, ...]],
     choose: Callable[[Weight, Tensor], Tensor],
     report: Callable[..., None],
-) -> int:
+) -> tuple[int, dict[str, float]]:
     """Prune layer by layer in the order in which they run, each with the inputs that the pruned ones before it make.
 
     `choose(weight, scores)` returns the mask of what is kept; both are of the weight's shape. Returns the number of
-    examples seen.
+    examples seen, and the relative squared error of every weight by its name.
     """
     by_name = {weight.layer_name: weight for weight in weights}
     held = list(batches)
-    visited: set[str] = set()
+    errors: dict[str, float] = {}
 
     def visit(found: dict[str, FeatureNorms]) -> None:
         for layer_name, norms in found.items():
             weight = by_name[layer_name]
-            set_mask(program, weight, choose(weight, score(program, weight, norms)))
-            visited.add(layer_name)
+            errors[weight.name] = set_mask(program, weight, choose(weight, score(program, weight, norms)))
 
     Walk(program, held, list(by_name), FeatureNorms).run(visit, report)
-    assert visited == by_name.keys(), f"never called: {sorted(by_name.keys() - visited)}"
-    return sum(len(inputs[0]) for inputs in held)
+    never = [weight.name for weight in weights if weight.name not in errors]
+    assert not never, f"never called: {never}"
+    return sum(len(inputs[0]) for inputs in held), errors
 
 
 def score(program: Program, weight: Weight, norms: FeatureNorms) -> Tensor:

@@ -29,7 +29,7 @@ class Result:
     coded: dict[str, Grouped] = field(default_factory=dict)
     """Parameter name -> its encoding."""
     effects: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Parameter name -> what was measured ("output_error", "weight_error") and the relative squared error."""
+    """Parameter name -> what was measured ("layer_output_error", "weight_error") and the relative squared error."""
     too_small: list[str] = field(default_factory=list)
     """Names of parameters whose scales would take more than the codes save."""
     unseen: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Coder:
         )  # fmt: skip
         power = output_error(tensor.float().reshape(len(tensor), -1), gram.matrix)
         self._add_errors(errors["rtn"], errors["chosen"], power)
-        self._put(weight, encoding, "output_error", errors["chosen"] / power if power else 0.0)
+        self._put(weight, encoding, "layer_output_error", errors["chosen"] / power if power else 0.0)
 
     def _code_by_awq(self, weights: dict[str, Weight], gram: Gram, changing: set[str]) -> None:
         step = self._step
@@ -114,7 +114,8 @@ class Coder:
             self._add_errors(rounded.rtn_error, rounded.error, power)
             # Too small to code, but divided for: the source was scaled for all its readers.
             keep = name in self.result.scaled
-            self._put(weight, rounded.encoding, "output_error", rounded.error / power if power else 0.0, force=keep)
+            error = rounded.error / power if power else 0.0
+            self._put(weight, rounded.encoding, "layer_output_error", error, force=keep)
 
     def _share_input(self, names: list[str]) -> list[list[str]]:
         """Return the layers of a wave in lists that read the same value."""

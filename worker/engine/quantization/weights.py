@@ -14,6 +14,8 @@ LAYERS = (
     nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 NUM_NAMED = 10
+LEAVE_SOME = "Leave this step out, or let the earlier one leave layers to it with skip_layers."
+"""The way out where an earlier step has put everything in few bits."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def refuse_nothing(found: Weights, skip_layers: Iterable[str]) -> None:
         if names
     ]
     raise StepFailed(
-        f"no weights are left to code ({'; '.join(reasons) or 'the model has none'})", code="nothing_to_quantize"
+        f"no weights are left to code ({'; '.join(reasons) or 'the model has none'})",
+        code="nothing_to_quantize",
+        fix=LEAVE_SOME if found.coded_before else None,
     )
 
 

@@ -29,7 +29,9 @@ MAX_GRAM_BYTES = 2**29
 def inspect(program: Program) -> Capability:
     """Name the layers that can be factorized."""
     found = find_candidates(program)
-    missing = explain(found.left) if found.kinds else f"no layer can be factorized. {explain(found.left)}".strip()
+    missing = explain(found.left)
+    if not found.kinds:
+        missing = missing or "there are no linear layers or convolutions"
     return Capability(
         kind="factorize_low_rank", applicable=bool(found.kinds), layers=tuple(found.kinds), missing=missing or None
     )
@@ -63,7 +65,11 @@ def run(program: Program, step: FactorizeLowRank, context: Context) -> Outcome:
         )  # fmt: skip
         context.report(0.7 + 0.3 * len(names) / len(chosen), f"{name}: {effects[-1].choice}, error {error:.3g}")
     if not names:
-        raise StepFailed(f"no layer gets smaller: {explain(found.left)}", code="nothing_to_factorize")
+        raise StepFailed(
+            f"no layer gets smaller: {explain(found.left)}",
+            code="nothing_to_factorize",
+            fix=f"Lower {step.rank_by}, or leave factorize_low_rank out for this model.",
+        )
     macs_after = count_macs(program).total
     warnings = []
     if macs_after >= macs_before:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from app.recipes.facts import Capability
+from app.recipes.metrics import LayerEffect
 from app.recipes.pruning import PruneMagnitude
 from worker.engine.programs.program import Program
 from worker.engine.pruning.masks import (
@@ -17,6 +18,7 @@ from worker.engine.pruning.masks import (
     keep_largest,
     score_magnitude,
     set_mask,
+    tell_effect,
     warn,
 )
 from worker.engine.techniques.base import Context, Outcome
@@ -43,9 +45,14 @@ def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
     starts = [_share_pruned(program, group) for group in groups]
     num_rounds = 1 if step.schedule == "one_shot" else step.num_iterations
     trained: list[Trained] = []
+    effects: list[LayerEffect] = []
     for index in range(1, num_rounds + 1):
         for group, start in zip(groups, starts, strict=True):
-            _prune(program, group, sparsity_after(step, index, num_rounds, start))
+            errors = _prune(program, group, sparsity_after(step, index, num_rounds, start))
+            effects += [
+                tell_effect(program, weight, error, context.index, chosen=index == num_rounds)
+                for weight, error in zip(group, errors, strict=True)
+            ]
         sparsity = count_facts(weights)["sparsity"]
         context.report((index - 1) / num_rounds, f"round {index} of {num_rounds}: sparsity {sparsity:.4g}")
         if step.training is not None and index < num_rounds:
@@ -66,7 +73,7 @@ def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
             "first_round_quality": trained[0].quality_after.value,
             "last_round_quality": trained[-1].quality_after.value,
         }
-    return Outcome(program=program, facts=facts, warnings=tuple(warn(weights, found.left)))
+    return Outcome(program=program, facts=facts, warnings=tuple(warn(weights, found.left)), sensitivity=tuple(effects))
 
 
 def sparsity_after(step: PruneMagnitude, index: int, num_rounds: int, start: float) -> float:
@@ -85,12 +92,12 @@ def _share_pruned(program: Program, weights: tuple[Weight, ...]) -> float:
     return pruned / sum(weight.parameter.numel() for weight in weights)
 
 
-def _prune(program: Program, weights: tuple[Weight, ...], sparsity: float) -> None:
+def _prune(program: Program, weights: tuple[Weight, ...], sparsity: float) -> list[float]:
     scores = [score_magnitude(program, weight).flatten().cpu().numpy() for weight in weights]
     kept = keep_largest(np.concatenate(scores), sparsity)
     bounds = np.cumsum([score.size for score in scores])[:-1]
-    for weight, part in zip(weights, np.split(kept, bounds), strict=True):
-        set_mask(program, weight, torch.from_numpy(part))
+    parts = zip(weights, np.split(kept, bounds), strict=True)
+    return [set_mask(program, weight, torch.from_numpy(part)) for weight, part in parts]
 
 
 def _within(context: Context, index: int, num_rounds: int) -> Callable[..., None]:

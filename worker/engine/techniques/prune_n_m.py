@@ -18,6 +18,7 @@ from worker.engine.pruning.masks import (
     name_some,
     score_magnitude,
     set_mask,
+    tell_effect,
     warn,
 )
 from worker.engine.pruning.patterns import from_rows, keep_n_of_m, row_width, to_rows
@@ -51,15 +52,19 @@ def run(program: Program, step: PruneNM, context: Context) -> Outcome:
         batches = calibration_batches(
             cast(BoundExamples, context.examples), step.num_calibration_examples, context.seed
         )
-        facts["num_calibration_examples"] = prune_in_order(program, weights, batches, choose, context.report)
+        facts["num_calibration_examples"], errors = prune_in_order(program, weights, batches, choose, context.report)
     else:
+        errors = {}
         for index, weight in enumerate(weights, start=1):
-            set_mask(program, weight, choose(weight, score_magnitude(program, weight)))
+            errors[weight.name] = set_mask(program, weight, choose(weight, score_magnitude(program, weight)))
             context.report(index / len(weights), f"{index} of {len(weights)} weights masked")
     ragged = [each.name for each in weights if row_width(each.layer, each.parameter, step.axis) % step.m]
     facts |= {"pattern": f"{step.n}:{step.m}", "axis": step.axis, "weights_with_short_blocks": len(ragged)}
     return Outcome(
-        program=program, facts=count_facts(weights) | facts, warnings=tuple(_warn(step, weights, ragged, found.left))
+        program=program,
+        facts=count_facts(weights) | facts,
+        warnings=tuple(_warn(step, weights, ragged, found.left)),
+        sensitivity=tuple(tell_effect(program, each, errors[each.name], context.index) for each in weights),
     )
 
 
@@ -86,7 +91,7 @@ def _warn(step: PruneNM, weights: tuple[Weight, ...], ragged: list[str], left: d
     elif (step.n, step.m) == (1, 2):
         hardware = "as NVIDIA's sparse tensor cores execute it for fp32 weights (2:4 for fp16, bf16 and int8)"
     else:
-        hardware = "a pattern other than the 2:4 and 1:2 of NVIDIA's sparse tensor cores"
+        hardware = "in blocks, a pattern other than the 2:4 and 1:2 of NVIDIA's sparse tensor cores"
     warnings.append(
         f"The weights follow {pattern} {hardware}. Nothing on a CPU runs faster for it: Pare's targets multiply by the "
         "zeros. A GPU is faster only through a library that compresses the weights, such as cuSPARSELt."

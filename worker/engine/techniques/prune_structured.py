@@ -13,6 +13,7 @@ from typing import cast
 from torch import Tensor
 
 from app.recipes.facts import Capability
+from app.recipes.metrics import LayerEffect
 from app.recipes.pruning import PruneStructured
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.macs import count_macs
@@ -47,8 +48,9 @@ def inspect(program: Program) -> Capability:
     except StepFailed as error:
         return Capability(kind="prune_structured", applicable=False, layers=(), missing=error.detail)
     layers = tuple(dict.fromkeys(name for group in channels.groups for name in group.makers))
+    without = None if layers else "there are no layers with channels or hidden units"
     return Capability(
-        kind="prune_structured", applicable=bool(layers), layers=layers, missing=_explain(channels.left) or None
+        kind="prune_structured", applicable=bool(layers), layers=layers, missing=_explain(channels.left) or without
     )
 
 
@@ -64,6 +66,7 @@ class _Run:
     """Group -> units it had at first."""
     removed: Counter[str] = field(default_factory=Counter)
     """Group -> channels removed so far."""
+    effects: list[LayerEffect] = field(default_factory=list)
     left: dict[LeftAlone, None] = field(default_factory=dict)
     num_probes: int = 0
     num_adjusted: int = 0
@@ -133,7 +136,7 @@ def run(program: Program, step: PruneStructured, context: Context) -> Outcome:
             )
     if trained:
         facts["training_steps"] = trained
-    return Outcome(program=small, facts=facts, warnings=tuple(warnings))
+    return Outcome(program=small, facts=facts, warnings=tuple(warnings), sensitivity=tuple(state.effects))
 
 
 def _prune(state: _Run, program: Program, share: float, index: int, parameters: int, macs: int) -> Program:
@@ -209,6 +212,15 @@ def _prune(state: _Run, program: Program, share: float, index: int, parameters: 
             adjusted, state.num_adjusted = compensate(program, channels, sound, _batches(step, context))
             removal = replace(remove_channels(adjusted, channels, sound), left=removal.left)
     state.removed.update(removal.removed)
+    state.effects += [
+        LayerEffect(
+            step=context.index, layer=group.makers[0], metric="importance_lost",
+            choice=f"{removal.removed[group.name]} of {group.num_channels} channels",
+            effect=float(score[chosen[group.name]].sum() / max(score.sum(), 1e-30)), chosen=True,
+        )
+        for group, score in zip(groups, scores, strict=True)
+        if group.name in removal.removed
+    ]  # fmt: skip
     state.left |= dict.fromkeys(removal.left)
     untouched = [name for group in groups if group.name not in state.removed for name in group.makers]
     if last and untouched:

@@ -7,7 +7,7 @@ from torch import Tensor
 from app.recipes.facts import Capability
 from app.recipes.pruning import PruneWanda
 from worker.engine.programs.program import Program
-from worker.engine.pruning.masks import Weight, choose_weights, count_facts, warn
+from worker.engine.pruning.masks import Weight, choose_weights, count_facts, tell_effect, warn
 from worker.engine.pruning.patterns import keep_share_of_rows
 from worker.engine.pruning.wanda import find_scored_weights, prune_in_order
 from worker.engine.techniques.base import Context, Outcome
@@ -33,6 +33,10 @@ def run(program: Program, step: PruneWanda, context: Context) -> Outcome:
 
     examples = cast(BoundExamples, context.examples)
     batches = calibration_batches(examples, step.num_calibration_examples, context.seed)
-    num_examples = prune_in_order(program, weights, batches, choose, context.report)
-    facts = count_facts(weights) | {"num_calibration_examples": num_examples}
-    return Outcome(program=program, facts=facts, warnings=tuple(warn(weights, found.left)))
+    num_examples, errors = prune_in_order(program, weights, batches, choose, context.report)
+    return Outcome(
+        program=program,
+        facts=count_facts(weights) | {"num_calibration_examples": num_examples},
+        warnings=tuple(warn(weights, found.left)),
+        sensitivity=tuple(tell_effect(program, each, errors[each.name], context.index) for each in weights),
+    )

@@ -84,10 +84,13 @@ def inspect(program: Program) -> Capability:
         notes.append(
             f"mode 'dynamic' leaves the {len(convolutions)} convolutions in floating point; mode 'static' does not"
         )
-    if embeddings:
+    if embeddings and (linear or convolutions):
         notes.append(f"embeddings are stored in 8 bits and looked up: {', '.join(embeddings[:NUM_LAYERS_NAMED])}")
     if not linear and not convolutions:
-        notes.append("there are no linear, LSTM or convolution layers")
+        notes.append(
+            "there are no linear, LSTM or convolution layers"
+            + ("; quantize_mixed and quantize_float work on embeddings alone" if embeddings else "")
+        )
     return Capability(
         kind="quantize_int8",
         applicable=bool(linear or convolutions),

@@ -9,7 +9,7 @@ from worker.engine.errors import StepFailed
 from worker.engine.packing.encodings import Codebook
 from worker.engine.packing.tensors import packed_bytes
 from worker.engine.programs.program import Program
-from worker.engine.quantization.weights import Weight, Weights, find_weights, name_some
+from worker.engine.quantization.weights import LEAVE_SOME, Weight, Weights, find_weights, name_some
 from worker.engine.sharing.codebooks import SharedWeights, share
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
@@ -56,6 +56,7 @@ def run(program: Program, step: ShareWeights, context: Context) -> Outcome:
             f"skipped: {name_some(sorted(step.skip_layers)) or 'none'}, smaller without a codebook: "
             f"{name_some(tiny) or 'none'}",
             code="nothing_to_share",
+            fix=LEAVE_SOME if found.coded_before else None,
         )
     total = sum(codebook.indices.numel() for codebook in codebooks.values())
     outcome = Outcome(program, sensitivity=tuple(effects), warnings=tuple(_warn(found, tiny)))
