@@ -81,6 +81,8 @@ def test_the_file_computes_what_was_simulated(name: str, request: pytest.Fixture
     assert outcome.facts["layers_quantized"] == len(inspect(program).layers)
     for key, value in program.module.state_dict().items():
         torch.testing.assert_close(value, state[key], rtol=0, atol=0)
+    assert len(outcome.sensitivity) == outcome.facts["layers_quantized"]
+    assert all(0 < each.effect < 0.1 for each in outcome.sensitivity)
 
 
 def test_pruned_weights_are_zero_codes(cnn: tuple[Program, BoundExamples], tmp_path: Path) -> None:

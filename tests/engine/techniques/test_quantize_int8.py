@@ -230,6 +230,16 @@ def test_gptq_lowers_the_error(mode: str, digits: Digits, tmp_path: Path) -> Non
     assert after < (0.7 if mode == "weight_only" else 0.98) * before
 
 
+def test_each_layer_on_integers_has_its_effect_and_no_other(digits: Digits, tmp_path: Path) -> None:
+    outcome, _ = quantize(digits.program, tmp_path, digits.examples, skip_layers=["2"])
+    effects = {each.layer: each for each in outcome.sensitivity}
+    linear = {name for name, layer in digits.program.module.named_modules() if isinstance(layer, nn.Linear)}
+    assert set(effects) == linear - {"2"}
+    assert all(0 < each.effect < 0.01 and each.metric == "layer_output_error" for each in effects.values())
+    weights = quantize(digits.program, tmp_path / "w", digits.examples, mode="weight_only", skip_layers=["2"])[0]
+    assert all(0 < each.effect < effects[each.layer].effect for each in weights.sensitivity)
+
+
 def test_gptq_is_refused_where_it_would_have_no_effect() -> None:
     for other in ({"mode": "static"}, {"correct_bias": True}):
         with pytest.raises(ValidationError, match="gptq"):

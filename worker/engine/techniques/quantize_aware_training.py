@@ -25,6 +25,7 @@ from worker.engine.quantization.fake_quantization import (
     find_layers,
     simulate,
 )
+from worker.engine.quantization.int8_effects import measure_int8_effects
 from worker.engine.quantization.preparation import fold_batch_norms
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
@@ -120,6 +121,15 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
             "difference_from_simulation": difference,
         },
         warnings=tuple(warnings),
+        sensitivity=measure_int8_effects(
+            program,
+            layers,
+            next(iter(examples.training_batches(CALIBRATION_BATCH, seed=context.seed)))[0],
+            bits=bits,
+            per_channel=step.per_channel,
+            activations=lambda _: "per_tensor",
+            step=context.index,
+        ),
     )
 
 

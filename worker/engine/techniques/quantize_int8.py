@@ -38,6 +38,7 @@ from worker.engine.quantization.calibration import CALIBRATION_BATCH, Calibratio
 from worker.engine.quantization.dynamic_linear import find_linear_nodes, join_gelu, quantize_linear_layers
 from worker.engine.quantization.embedding_tables import quantize_tables
 from worker.engine.quantization.fidelity import compare_files
+from worker.engine.quantization.int8_effects import Activations, measure_int8_effects
 from worker.engine.quantization.int8_gptq import round_linear_layers
 from worker.engine.quantization.int8_grid import Floats, round_to_int8
 from worker.engine.quantization.layers import find_layers, find_quantized
@@ -122,7 +123,8 @@ def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
         if not num_layers:
             warnings.append(f"No layers could be {word.replace('_', ' ')}.")
             continue
-        built = _build(candidate, step, context, bits, word, scales)
+        plain = best.plain if word == "rounded_by_gptq" else None
+        built = _build(candidate, step, context, bits, word, scales, plain=plain)
         now = _measure_error(program, context, exported, built.path)
         facts[f"output_error_before_{word}"], facts[f"output_error_after_{word}"] = error, now
         if now > error:
@@ -143,6 +145,9 @@ def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
 @dataclass(frozen=True)
 class _Built:
     source: Program
+    plain: Program
+    """The source before GPTQ rounded its weights."""
+    scales: dict[str, Floats]
     path: Path
     quantized: ModelProto
     exported: ModelProto
@@ -209,6 +214,7 @@ def _build(
     word: str,
     scales: dict[str, Floats],
     float_file: Path | None = None,
+    plain: Program | None = None,
 ) -> _Built:
     """Quantize the module's file (`float_file`, if it is there). `scales`: of layers that are on their grids."""
     prepared, result = (context.directory / f"{word}_{name}.onnx" for name in ("prepared", "int8"))
@@ -248,7 +254,7 @@ def _build(
         _quantize_statically(program, step, context, bits, prepared, result, model, layers)
         model = onnx.load(result)
     result.write_bytes(model.SerializeToString(deterministic=True))
-    return _Built(program, result, model, exported, layers)
+    return _Built(program, plain or program, scales, result, model, exported, layers)
 
 
 def _quantize_statically(
@@ -344,7 +350,26 @@ def _conclude(
             "cosine_with_float": cosine,
         },
         warnings=tuple(warnings),
+        sensitivity=measure_int8_effects(
+            built.plain,
+            done,
+            _example_batches(program, context)[0],
+            bits=bits,
+            per_channel=step.per_channel,
+            activations=lambda layer: _round_activations(step, layer),
+            rounded=built.source,
+            scales=built.scales,
+            step=context.index,
+        ),
     )
+
+
+def _round_activations(step: QuantizeInt8, layer: nn.Module) -> Activations:
+    if step.mode == "weight_only":
+        return "float"
+    narrowing = isinstance(layer, nn.Linear) and layer.in_features > layer.out_features
+    by_rows = step.mode == "dynamic" and (step.per_row == "all" or (step.per_row == "narrowing" and narrowing))
+    return "per_row" if by_rows else "per_tensor"
 
 
 def _with_rewritten_names(nodes: list[str]) -> list[str]:
@@ -373,11 +398,15 @@ def _measure_cosine(program: Program, context: Context, exported: Path, result: 
 
 def _measure_error(program: Program, context: Context, exported: Path, result: Path) -> float:
     """Return the worst output's relative squared error on calibration examples, or on random inputs."""
-    batches = [program.example_inputs(program.signature.batch_size or CALIBRATION_BATCH, seed=context.seed)]
-    if context.examples is not None:
-        training = cast(BoundExamples, context.examples).training_batches(CALIBRATION_BATCH, seed=context.seed)
-        batches = [batch[0] for batch in itertools.islice(training, NUM_COMPARED_BATCHES)]
+    batches = _example_batches(program, context)
     return compare_files(program.signature, exported, result, batches, context.num_threads).error
+
+
+def _example_batches(program: Program, context: Context) -> list[tuple[Tensor, ...]]:
+    if context.examples is None:
+        return [program.example_inputs(program.signature.batch_size or CALIBRATION_BATCH, seed=context.seed)]
+    training = cast(BoundExamples, context.examples).training_batches(CALIBRATION_BATCH, seed=context.seed)
+    return [batch[0] for batch in itertools.islice(training, NUM_COMPARED_BATCHES)]
 
 
 @contextlib.contextmanager
