@@ -1,5 +1,6 @@
 """`pare serve`: the whole service on one machine with nothing else to install, and nothing left when it ends."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -50,7 +51,7 @@ class Service:
     """The processes of one `pare serve`."""
 
     def __init__(self, host: str, port: int, data_dir: Path) -> None:
-        port = port or _find_free_port(host)
+        port = take_port(host, port)
         self._settings = read_settings(Settings, data_dir=data_dir, host=host, port=port)
         read_settings(WorkerSettings)  # a mistake in them is told here, not by a worker that does not start
         make_directory(self._settings.data_dir)
@@ -199,12 +200,20 @@ def lock_directory(data_dir: Path) -> IO[str]:
     return lock
 
 
-def _find_free_port(host: str) -> int:
+def take_port(host: str, port: int) -> int:
+    """Return the port, or a free one for 0. Refuse one that another process listens on: it would answer in our place."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, 0))
+            probe.bind((host, port))
+            probe.listen()  # binding alone succeeds beside a listener that shares its address
         except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ServeRefused(
+                    f"something else listens on port {port} of {host}",
+                    fix="Stop it, or choose another --port (0: any that is free).",
+                ) from None
             raise ServeRefused(f"the service cannot listen on {host}: {error.strerror}") from None
         return int(probe.getsockname()[1])
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from app.settings import is_loopback
 from tests.worker.conftest import wait_until
 from worker.sandbox.isolation import Isolation
-from worker.serve import ServeRefused, check_exposure, lock_directory
+from worker.serve import ServeRefused, check_exposure, lock_directory, take_port
 from worker.serve import serve as start_service
 
 Serve = Callable[..., "subprocess.Popen[str]"]
@@ -186,6 +187,19 @@ def test_a_wrong_setting_is_named_in_one_line(
     assert named in shown
     assert shown.startswith("error: ")
     assert "Traceback" not in shown
+
+
+def test_a_port_that_something_else_listens_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+
+        with pytest.raises(SystemExit):
+            start_service(port=port, data_dir=tmp_path / "data")
+
+    assert f"something else listens on port {port}" in capsys.readouterr().err
+    assert take_port("127.0.0.1", port) == port
 
 
 def test_a_data_directory_that_cannot_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

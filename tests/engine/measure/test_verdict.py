@@ -116,6 +116,10 @@ def test_each_change_is_said_on_its_side(
     assert [sentence for sentence in getattr(said, side) if sentence.startswith(start)], getattr(said, side)
 
 
+def test_the_summary_names_what_made_the_outcome_worse() -> None:
+    assert "80% more peak memory" in verdict(measurement(memory=90 * MIB), width=0.02).summary
+
+
 def test_fewer_macs_are_told_but_are_no_gain() -> None:
     said = verdict(measurement(macs=400_000))
     assert "MACs fell by 60% to 400,000" in said.within_noise[0]

@@ -1,6 +1,5 @@
 """8 bits are told apart layer by layer: which layer they hurt, and by how much."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -144,8 +144,12 @@ def _judge_memory(said: _Sentences, baseline: Measurement, result: Measurement) 
     elif after < before:
         said.better.append(f"Peak memory fell by {1 - after / before:.0%}: {numbers}.")
     else:
-        share = f" by {after / before - 1:.0%}" if before else ""
-        said.worse.append(f"Peak memory rose{share}: {numbers}.")
+        share = f"{after / before - 1:.0%}" if before else ""
+        said.add(
+            "worse",
+            f"Peak memory rose{share and f' by {share}'}: {numbers}.",
+            f"{share and f'{share} '}more peak memory",
+        )
 
 
 def _judge_quality(said: _Sentences, before: Quality, after: Quality, change_error: float | None) -> None:
