@@ -201,7 +201,7 @@ def lock_directory(data_dir: Path) -> IO[str]:
 
 
 def take_port(host: str, port: int) -> int:
-    """Return the port, or a free one for 0. Refuse one that another process listens on: it would answer in our place."""
+    """Return the port, or a free one for 0; refuse one that another process listens on and would answer at."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
