@@ -31,7 +31,8 @@ def test_submitted_job_is_durable_and_shown_with_all_its_defaults(both: Both) ->
     assert job["recipe"]["steps"] == [PruneMagnitude(kind="prune_magnitude").model_dump(mode="json")]
     assert world.outbox() == [job["id"]]
     assert client.get(job["links"]["self"]).json() == job
-    assert client.get("/v1/jobs").json()["items"] == [job]
+    assert job["num_jobs_ahead"] == 0
+    assert client.get("/v1/jobs").json()["items"] == [job | {"num_jobs_ahead": None}]
 
 
 def test_dry_run_checks_everything_and_queues_nothing(both: Both) -> None:
@@ -46,7 +47,10 @@ def test_dry_run_checks_everything_and_queues_nothing(both: Both) -> None:
         "form": "module",
         "deadline_seconds": 21600,
         "num_jobs_ahead": 1,
+        "needs": {"device": "cpu", "num_devices": 0, "memory_bytes": 0, "num_threads": 1},
+        "waiting": answer.json()["waiting"],
     }
+    assert answer.json()["waiting"]["reason"] == "no_worker"
     assert len(world.outbox()) == 1
     wrong = client.post("/v1/jobs?dry_run=true", json=body | {"model_id": "mdl_" + "a" * 26})
     assert wrong.status_code == 422
