@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.db.tables import JobRow
 from app.jobs.lifecycle import OWNED, State
@@ -104,13 +103,16 @@ def count_ahead(session: Session, device: DeviceKind, priority: int, owner: str,
     """
     waiting = (JobRow.state == State.QUEUED, JobRow.needs_device == device)
     counted = (
-        select(JobRow.priority, JobRow.owner, func.count())
+        select(JobRow.priority, JobRow.owner, func.count(), _last_turn(JobRow.owner).scalar_subquery())
         .where(*waiting, JobRow.priority >= priority)
         .group_by(JobRow.priority, JobRow.owner)
     )
     levels: dict[int, dict[str, int]] = {priority: {}}
-    for level, name, number in session.execute(counted):
+    turns: dict[str, datetime | None] = {}
+    for level, name, number, turns[name] in session.execute(counted):
         levels.setdefault(level, {})[name] = number
+    if owner not in turns:
+        turns[owner] = session.scalar(_last_turn(owner))
     older = levels[priority].get(owner, 0)
     if job is not None:
         before = tuple_(JobRow.created_at, JobRow.id) < tuple_(job.created_at, job.id)
@@ -118,8 +120,7 @@ def count_ahead(session: Session, device: DeviceKind, priority: int, owner: str,
         older = session.scalar(select(func.count()).where(*mine)) or 0
     levels[priority] = {**levels[priority], owner: older + 1}
     running = _count_running(session)
-    names = {name for level in levels.values() for name in level}
-    standings = {name: Standing(running[name], _seconds(_find_last_turn(session, name))) for name in names}
+    standings = {name: Standing(running[name], _seconds(at)) for name, at in turns.items()}
     return count_turns(levels, standings, owner)
 
 
@@ -177,12 +178,8 @@ def _find_oldest(session: Session, conditions: Conditions) -> tuple[datetime, st
     return (found[0], found[1]) if found is not None else None
 
 
-def _find_last_turn(session: Session, owner: str) -> datetime | None:
-    found: datetime | None = session.scalar(_last_turn(owner))
-    return found
-
-
-def _last_turn(owner: Any) -> Any:
+def _last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> Select[datetime | None]:
+    """Return the query for when a job of an owner was last claimed."""
     earlier = aliased(JobRow)
     return (
         select(earlier.claimed_at)
