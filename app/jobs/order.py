@@ -24,7 +24,7 @@ Conditions = tuple[ColumnElement[bool], ...]
 
 _TURN_LOCK = 0x7475726E
 """Any number will do that no other advisory lock has."""
-_TURN_MILLISECONDS = 1000
+_TURN_MILLISECONDS = 3000
 _LOCK_NOT_AVAILABLE = "55P03"
 _SIMULATED = 1e12
 """Later than every real turn, in seconds since 1970."""
@@ -81,8 +81,8 @@ def pick_next(session: Session, capacity: Capacity) -> str | None:
 def take_turn(session: Session) -> None:
     """Let one claim at a time look at the queue, until this transaction ends, so that its fairness is exact.
 
-    SQLite has one writer at a time anyway. On PostgreSQL a claim that hangs must not stop the others: after a second
-    this one goes on beside it. Nothing but fairness hangs on this lock.
+    SQLite has one writer at a time anyway. On PostgreSQL a claim that hangs must not stop the others: after three
+    seconds this one goes on beside it. Nothing but fairness hangs on this lock.
     """
     if session.get_bind().dialect.name != "postgresql":
         return
