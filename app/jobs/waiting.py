@@ -36,8 +36,10 @@ def explain_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> Wait | None:
             detail="no worker that takes jobs was seen lately; the job waits until one is",
             fix="Start a worker; GET /v1/workers lists those that are there.",
         )
-    lacks = {worker.id: capacity_of(worker).find_lacks(needs) for worker in taking}
-    closest = min(lacks, key=lambda worker_id: (len(lacks[worker_id]), worker_id))
+    has = {worker.id: capacity_of(worker) for worker in taking}
+    lacks = {worker_id: capacity.find_lacks(needs) for worker_id, capacity in has.items()}
+    # One of the right kind is closer than any of the other.
+    closest = min(lacks, key=lambda name: (needs.device not in has[name].accepts, len(lacks[name]), name))
     if not lacks[closest]:
         return None
     which = f"the only worker, {closest}," if len(taking) == 1 else f"the closest of {len(taking)} workers, {closest},"
