@@ -63,8 +63,10 @@ class Settings(BaseSettings):
     """A job that waits this long after its last hint gets another."""
     relay_interval_seconds: float = Field(0.2, gt=0)
     """How often the dispatcher publishes waiting hints."""
-    worker_seen_seconds: float = Field(60, gt=0)
-    """A worker not seen for this long is shown no more."""
+    wake_interval_seconds: float = Field(1, gt=0)
+    """How often the dispatcher looks for idle workers that could run a job, and for jobs that no worker can run."""
+    worker_seen_seconds: float = Field(30, gt=0)
+    """A worker not seen for this long is shown no more, and no job waits for it."""
     max_attempts: int = Field(3, ge=1, le=100)
     """Executions of a job before a retryable failure becomes final."""
     cancel_grace_seconds: float = Field(10, ge=0)

@@ -19,7 +19,7 @@ import typer
 from pare.commands import datasets, jobs, models
 from pare.commands.invocation import ExitCode, Format, Invocation, Url
 from pare.commands.serve import serve
-from pare.commands.service import demo, health, version
+from pare.commands.service import demo, health, version, workers
 from pare.commands.techniques import techniques
 from pare.errors import PareError
 
@@ -46,6 +46,7 @@ app.command()(techniques)
 app.command()(serve)
 app.command()(demo)
 app.command()(health)
+app.command()(workers)
 app.command()(version)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pare.optimize import DataLike, Optimization
 from pare.progress import ProgressDisplay
 from pare.recipes import RecipeLike
-from pare.resources import Artifacts, Datasets, Jobs, Models, Techniques
+from pare.resources import Artifacts, Datasets, Jobs, Models, Techniques, Workers
 from pare.result import Result
 from pare.transport import Transport
 
@@ -26,6 +26,7 @@ class Client:
         self.jobs = Jobs(self.transport)
         self.techniques = Techniques(self.transport)
         self.artifacts = Artifacts(self.transport)
+        self.workers = Workers(self.transport)
 
     @property
     def url(self) -> str:

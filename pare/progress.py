@@ -61,6 +61,9 @@ class ProgressDisplay:
             state = str(data.get("state"))
             reason = f" ({data['reason']})" if data.get("reason") else ""
             self._show_job(state, 1.0 if state == "succeeded" else None, state + reason)
+        elif event.kind == "waiting":
+            note = f"waiting: {data['detail']}" if data.get("reason") else "a worker can run it again"
+            self._show_job("waiting" if data.get("reason") else "queued", None, note)
         elif event.kind == "progress":
             stage = str(data.get("stage"))
             message = f": {data['message']}" if data.get("message") else ""

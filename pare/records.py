@@ -139,6 +139,25 @@ class JobProgress:
 
 
 @dataclass(frozen=True)
+class Needs:
+    """What the worker must have that runs a job."""
+
+    device: str = "cpu"
+    num_devices: int = 0
+    memory_bytes: int = 0
+    num_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why no living worker can run a job that waits."""
+
+    reason: str
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
 class Job:
     """A request to run a recipe on a model."""
 
@@ -157,6 +176,9 @@ class Job:
     labels: dict[str, str] = field(default_factory=dict)
     priority: int = 0
     deadline_seconds: int | None = None
+    needs: Needs | None = None
+    waiting: Wait | None = None
+    num_jobs_ahead: int | None = None
     started_at: str | None = None
     finished_at: str | None = None
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -195,6 +217,41 @@ class Artifact:
     size_bytes: int
     sha256: str
     created_at: str
+    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU of a worker."""
+
+    index: int
+    name: str
+    memory_bytes: int | None = None
+    uuid: str | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """How busy a worker is."""
+
+    num_running: int
+    capacity: int
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that runs jobs, and what it has for one."""
+
+    id: str
+    accepts: tuple[str, ...]
+    accepts_jobs: bool
+    memory_bytes: int
+    num_threads: int
+    load: Load
+    seen_at: str
+    devices: tuple[Gpu, ...] = ()
+    queues: tuple[str, ...] = ()
+    versions: dict[str, str | None] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 

@@ -1,4 +1,4 @@
-"""The nouns of the service as objects with verbs: models, datasets, jobs, techniques, artifacts."""
+"""The nouns of the service as objects with verbs: models, datasets, jobs, techniques, workers, artifacts."""
 
 import re
 import time
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from pare.errors import JobCancelled, JobFailed, UploadRejected, UsageError, WaitTimeout
 from pare.events import follow
 from pare.metrics import Metrics
-from pare.records import Artifact, Dataset, Event, Job, Model, Technique, read
+from pare.records import Artifact, Dataset, Event, Job, Model, Technique, Worker, read
 from pare.transfer import OnBytes, download, upload
 from pare.transport import Transport
 
@@ -125,17 +125,23 @@ class Jobs:
         labels: dict[str, str] | None = None,
         priority: int | None = None,
         deadline_seconds: int | None = None,
+        needs: dict[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
-        """Submit a job. It exists once, however often a broken connection made us ask: the request carries a key."""
-        body = _job_body(model_id, recipe, labels, priority, deadline_seconds)
+        """Submit a job. It exists once, however often a broken connection made us ask: the request carries a key.
+
+        `needs` is what the worker must have that runs it, for example {"device": "gpu", "memory_bytes": 2**34}.
+        """
+        body = _job_body(model_id, recipe, labels, priority, deadline_seconds, needs)
         headers = {"Idempotency-Key": f'"{idempotency_key or uuid.uuid4()}"'}
         response = self._transport.request("POST", "/v1/jobs", json=body, headers=headers, repeatable=True)
         return read(Job, response.json())
 
-    def validate(self, model_id: str, recipe: dict[str, Any]) -> dict[str, Any]:
-        """Check a job without submitting it; returns the service's estimate."""
-        body = _job_body(model_id, recipe, None, None, None)
+    def validate(
+        self, model_id: str, recipe: dict[str, Any], *, priority: int | None = None, needs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Check a job without submitting it; returns the service's estimate, and whether a worker could run it."""
+        body = _job_body(model_id, recipe, None, priority, None, needs)
         answer: dict[str, Any] = self._transport.request(
             "POST", "/v1/jobs", params={"dry_run": "true"}, json=body, repeatable=True
         ).json()
@@ -207,6 +213,17 @@ class Techniques:
     def list(self) -> tuple[Technique, ...]:
         """Return every technique with the schema of its parameters."""
         return tuple(read(Technique, item) for item in self._transport.get("/v1/techniques")["items"])
+
+
+class Workers:
+    """The processes that run jobs."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def list(self) -> tuple[Worker, ...]:
+        """Return the workers that are alive, oldest first."""
+        return tuple(read(Worker, item) for item in self._transport.get("/v1/workers")["items"])
 
 
 class Artifacts:
@@ -292,6 +309,7 @@ def _job_body(
     labels: dict[str, str] | None,
     priority: int | None,
     deadline_seconds: int | None,
+    needs: dict[str, Any] | None,
 ) -> dict[str, Any]:
     body = {
         "model_id": model_id,
@@ -299,5 +317,6 @@ def _job_body(
         "labels": labels,
         "priority": priority,
         "deadline_seconds": deadline_seconds,
+        "needs": needs or None,
     }
     return {name: value for name, value in body.items() if value is not None}

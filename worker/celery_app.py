@@ -6,24 +6,28 @@ celery --app worker.celery_app worker      or, with all options set, python -m w
 import os
 from typing import Any
 
+from billiard import current_process
 from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
 
 from app.logs import configure_logs
 from app.settings import load_settings
+from worker.queues import name_queue
 from worker.sandbox.detect import detect
 from worker.settings import WorkerSettings
+from worker.shares import divide
 
 # SIGTERM shall stop softly: jobs go on for stop_seconds, then they are given back.
 os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 
 settings = load_settings()
 worker_settings = WorkerSettings()
+shares = divide(settings, worker_settings)
 
 app = Celery("pare", include=["worker.tasks"])
 app.conf.update(
     broker_url=settings.broker_url,
-    task_default_queue="pare",
+    task_default_queue=name_queue(shares[0].accepts[0]),
     task_acks_late=False,  # crash recovery is the duty of the database's leases
     task_ignore_result=True,
     task_store_errors_even_if_ignored=False,
@@ -32,7 +36,7 @@ app.conf.update(
     worker_soft_shutdown_timeout=worker_settings.stop_seconds,
     worker_enable_remote_control=False,
     worker_cancel_long_running_tasks_on_connection_loss=True,
-    worker_concurrency=worker_settings.concurrency,
+    worker_concurrency=len(shares),
     worker_pool="prefork",
     worker_proc_alive_timeout=60,
     task_serializer="json",
@@ -67,7 +71,8 @@ def _open(**_: Any) -> None:
     from worker import tasks
     from worker.slot import follow_parent, open_slot
 
-    tasks.slot = open_slot(settings, worker_settings)
+    # The pool numbers its children from 0, and gives the number of one that ended to the one that replaces it.
+    tasks.slot = open_slot(settings, worker_settings, shares[current_process().index])
     follow_parent(tasks.slot)
 
 

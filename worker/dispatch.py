@@ -1,4 +1,4 @@
-"""`python -m worker.dispatch`: publish hints, sweep jobs that lost theirs, take jobs from workers that went silent.
+"""`python -m worker.dispatch`: publish hints, wake idle workers, take jobs from workers that went silent.
 
 Any number may run. All state is in the database; this process can be killed at any time.
 """
@@ -15,10 +15,21 @@ from redis.exceptions import RedisError
 
 from app.db.session import Database
 from app.errors import PareError
-from app.jobs import Hint, count_waiting, forget_workers, reap_expired, relay_outbox, sweep_unpublished
+from app.jobs import (
+    Hint,
+    count_waiting,
+    forget_workers,
+    list_workers,
+    note_waits,
+    reap_expired,
+    relay_outbox,
+    sweep_unpublished,
+    wake_workers,
+)
 from app.logs import configure_logs
+from app.recipes.needs import DEVICE_KINDS, DeviceKind
 from app.settings import Settings, load_settings
-from worker.presence import QUEUE
+from worker.queues import name_queue
 
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.5, 10.0
 _FORGET_FACTOR = 60
@@ -38,7 +49,8 @@ def make_publisher(broker_url: str) -> tuple[Celery, Callable[[Hint], None]]:
 
     def publish(hint: Hint) -> None:
         # ignore_result and no retry: the outbox row stays until this returns.
-        client.send_task("pare.run_job", args=[hint.job_id], queue=QUEUE, retry=False, ignore_result=True)
+        queue = name_queue(hint.device)
+        client.send_task("pare.run_job", args=[hint.job_id], queue=queue, retry=False, ignore_result=True)
 
     return client, publish
 
@@ -58,6 +70,8 @@ class Dispatcher:
             (self._relay, self._settings.relay_interval_seconds),
             (self._reap, self._settings.reap_interval_seconds),
             (self._sweep, min(self._settings.sweep_after_seconds / 4, 5.0)),
+            (self._wake, self._settings.wake_interval_seconds),
+            (self._note_waits, self._settings.wake_interval_seconds),
             (self._forget, 60.0),
         ]
         threads = [
@@ -104,16 +118,35 @@ class Dispatcher:
         # only pile up in the broker.
         num_hints = self._count_hints()
         with self._database.session() as session:
-            if num_hints >= count_waiting(session):
-                return False
-            swept = sweep_unpublished(session, self._settings.sweep_after_seconds)
+            swept = [
+                job_id
+                for kind in DEVICE_KINDS
+                if num_hints[kind] < count_waiting(session, kind)
+                for job_id in sweep_unpublished(session, kind, self._settings.sweep_after_seconds)
+            ]
         if swept:
             _log.info("hints sent again", job_ids=swept)
         return bool(swept)
 
-    def _count_hints(self) -> int:
+    def _wake(self) -> bool:
+        num_hints = self._count_hints()
+        with self._database.session() as session:
+            workers = list_workers(session, self._settings.worker_seen_seconds)
+            woken = wake_workers(session, workers, num_hints, self._settings.wake_interval_seconds)
+        if woken:
+            _log.info("idle workers woken", job_ids=woken)
+        return False
+
+    def _note_waits(self) -> bool:
+        noted = note_waits(self._database, self._settings.worker_seen_seconds)
+        if noted:
+            _log.info("whether a worker can run them has changed", job_ids=noted)
+        return bool(noted)
+
+    def _count_hints(self) -> dict[DeviceKind, int]:
         with self._client.connection_for_read() as connection:
-            return int(connection.default_channel.queue_declare(QUEUE).message_count)
+            channel = connection.default_channel
+            return {kind: int(channel.queue_declare(name_queue(kind)).message_count) for kind in DEVICE_KINDS}
 
     def _forget(self) -> bool:
         with self._database.session() as session:

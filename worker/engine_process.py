@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from app.settings import Settings
+from worker.devices import Gpu, list_nodes
 from worker.log import CappedLog
 from worker.progress import ProgressInbox
 from worker.sandbox.isolation import Isolation, Limits
@@ -72,12 +73,15 @@ class EngineFactory:
     worker: WorkerSettings
     isolation: Isolation
     work: Path
+    gpus: tuple[Gpu, ...] = ()
+    """All that its engines see."""
 
     def start(self) -> EngineProcess:
         """Start one. The kernel ties it to the calling thread."""
         directory = self.work / secrets.token_hex(8)
         limits = Limits(
-            memory_bytes=self.settings.engine_memory_bytes,
+            # CUDA reserves addresses for more than all memory: with a GPU, the container has to set the limit.
+            memory_bytes=None if self.gpus else self.settings.engine_memory_bytes,
             file_bytes=self.settings.max_artifact_bytes,
             cpu_seconds=_MAX_CPU_SECONDS,
         )
@@ -90,6 +94,8 @@ class EngineFactory:
                 limits,
                 num_threads=self.settings.engine_threads,
                 extra_readable=self.worker.engine_code,
+                visible_devices=[gpu.visible_as for gpu in self.gpus],
+                device_nodes=list_nodes(self.gpus),
             )
         except BaseException:
             log.close().unlink()

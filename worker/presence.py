@@ -14,8 +14,8 @@ from app.db.session import Database
 from app.errors import PareError
 from app.jobs import register_worker, remove_worker, touch_worker
 from worker.sandbox.isolation import Isolation
+from worker.shares import Share
 
-QUEUE = "pare"
 _log = structlog.get_logger(__name__)
 
 
@@ -25,12 +25,19 @@ def new_worker_id() -> str:
     return f"{host or 'worker'}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def describe_worker(isolation: Isolation, accepts_jobs: bool) -> dict[str, Any]:
+def describe_worker(isolation: Isolation, accepts_jobs: bool, share: Share) -> dict[str, Any]:
     """Return the facts that health and GET /v1/workers show."""
     return {
-        "device": "cpu",
+        "accepts": list(share.accepts),
+        "devices": [
+            {"index": gpu.index, "name": gpu.name, "memory_bytes": gpu.memory_bytes, "uuid": gpu.uuid}
+            for gpu in share.gpus
+        ],
+        "memory_bytes": share.memory_bytes,
+        "num_threads": share.num_threads,
+        "slot": share.slot,
+        "concurrency": share.num_slots,
         "num_cores": os.cpu_count() or 1,
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "machine": platform.machine(),
         "isolation": isolation.layers,
         "isolation_method": isolation.method,
@@ -50,10 +57,13 @@ def _version(name: str) -> str | None:
 class Presence(threading.Thread):
     """Registers the worker and says again and again that it lives."""
 
-    def __init__(self, database: Database, worker_id: str, facts: dict[str, Any], interval_seconds: float) -> None:
+    def __init__(
+        self, database: Database, worker_id: str, queues: str, facts: dict[str, Any], interval_seconds: float
+    ) -> None:
         super().__init__(name="presence", daemon=True)
         self._database = database
         self._worker_id = worker_id
+        self._queues = queues
         self._facts = facts
         self._interval_seconds = interval_seconds
         self._ended = threading.Event()
@@ -65,7 +75,7 @@ class Presence(threading.Thread):
                 with self._database.session() as session:
                     if not touch_worker(session, self._worker_id):
                         host = socket.gethostname()[:255]
-                        register_worker(session, self._worker_id, host=host, queue=QUEUE, facts=self._facts)
+                        register_worker(session, self._worker_id, host=host, queue=self._queues, facts=self._facts)
             except PareError as error:
                 _log.warning("the worker cannot say that it is alive", error=error.code)
             if self._ended.wait(self._interval_seconds):

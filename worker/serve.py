@@ -25,6 +25,7 @@ from worker.sandbox.detect import detect
 from worker.sandbox.isolation import Isolation
 from worker.sandbox.layout import PROJECT
 from worker.settings import WorkerSettings
+from worker.shares import divide
 
 _READY_SECONDS = 90.0
 _MAX_EARLY_CRASHES = 3
@@ -53,7 +54,8 @@ class Service:
     def __init__(self, host: str, port: int, data_dir: Path) -> None:
         port = take_port(host, port)
         self._settings = read_settings(Settings, data_dir=data_dir, host=host, port=port)
-        read_settings(WorkerSettings)  # a mistake in them is told here, not by a worker that does not start
+        # A mistake in them is told here, not by a worker that does not start.
+        divide(self._settings, read_settings(WorkerSettings))
         make_directory(self._settings.data_dir)
         open_storage(self._settings.storage_url)
         self._isolation = detect(self._settings.isolation)
@@ -126,6 +128,7 @@ class Service:
             "PARE_PORT": str(self._settings.port),
             "PARE_DATABASE_URL": self._settings.database_url,
             "PARE_STORAGE_URL": self._settings.storage_url,
+            "PARE_WORKER_TAKES_CPU_JOBS": "true",  # there is no other worker that could
             "PARE_WORKER_SINGLE_USER": "true" if is_loopback(self._settings.host) else "false",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
         }

@@ -6,7 +6,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-GIB = 1024**3
+MIB = 1024**2
+GIB = 1024 * MIB
 
 
 class WorkerSettings(BaseSettings):
@@ -16,8 +17,16 @@ class WorkerSettings(BaseSettings):
         env_prefix="PARE_WORKER_", frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
 
-    concurrency: int = Field(1, ge=1, le=256)
-    """Jobs that run at the same time."""
+    concurrency: int | None = Field(None, ge=1, le=256)
+    """Jobs that run at the same time; empty means one on each GPU or declared set of GPUs, and one without GPUs."""
+    devices: str = "auto"
+    """GPUs: auto takes all there are, cpu none; 0,1,2,3 are indexes, 0,1;2,3 sets of which each runs one job."""
+    memory_bytes: int | None = Field(None, ge=256 * MIB)
+    """Memory for its jobs together; empty means what the machine has, at most PARE_ENGINE_MEMORY_BYTES for each."""
+    threads: int | None = Field(None, ge=1, le=4096)
+    """CPU threads for its jobs together; empty means PARE_ENGINE_THREADS for each."""
+    takes_cpu_jobs: bool = False
+    """A worker that has GPUs runs jobs that need none as well."""
     single_user: bool = False
     """Everything serves one person on this machine: jobs run even where no isolation works."""
     standby: bool = True

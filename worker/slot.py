@@ -11,8 +11,10 @@ from app.settings import Settings
 from app.storage import open_storage
 from worker.engine_process import EngineFactory
 from worker.presence import Presence, describe_worker, new_worker_id
+from worker.queues import name_queues
 from worker.sandbox.detect import detect
 from worker.settings import WorkerSettings
+from worker.shares import Share, divide
 from worker.standby import Standby
 from worker.supervisor import Supervisor
 from worker.workspace import Workspace
@@ -37,18 +39,21 @@ class Slot:
         self.supervisor.database.dispose()
 
 
-def open_slot(settings: Settings, worker: WorkerSettings) -> Slot:
-    """Connect, make the directory, warm the first engine, register."""
+def open_slot(settings: Settings, worker: WorkerSettings, share: Share | None = None) -> Slot:
+    """Connect, make the directory, warm the first engine, register. Without `share`, it is the worker's first slot."""
+    share = share or divide(settings, worker)[0]
+    settings = share.limit(settings)
     worker_id = new_worker_id()
     isolation = detect(settings.isolation)
     database = Database(settings.database_url)
     workspace = Workspace(settings.data_dir / "work", worker_id)
-    standby = Standby(EngineFactory(settings, worker, isolation, workspace.path), keep_warm=worker.standby)
+    standby = Standby(EngineFactory(settings, worker, isolation, workspace.path, share.gpus), keep_warm=worker.standby)
     supervisor = Supervisor(
-        database, open_storage(settings.storage_url), settings, worker, isolation, standby, worker_id
+        database, open_storage(settings.storage_url), settings, worker, isolation, standby, worker_id, share.capacity
     )
-    facts = describe_worker(isolation, supervisor.accepts_jobs)
-    presence = Presence(database, worker_id, facts, min(settings.heartbeat_seconds, settings.worker_seen_seconds / 4))
+    facts = describe_worker(isolation, supervisor.accepts_jobs, share)
+    interval_seconds = min(settings.heartbeat_seconds, settings.worker_seen_seconds / 4)
+    presence = Presence(database, worker_id, name_queues(share.accepts), facts, interval_seconds)
     presence.start()
     if supervisor.accepts_jobs:
         standby.open()

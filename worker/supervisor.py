@@ -1,4 +1,4 @@
-"""Runs jobs for one worker process: claims what a hint names, where jobs may run at all."""
+"""Runs jobs for one worker process: a hint wakes it, and it takes the waiting job that is next for what it has."""
 
 import threading
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from app.db.session import Database
-from app.jobs import claim
+from app.jobs import Capacity, claim_next
 from app.settings import Settings
 from app.storage import Storage
 from worker.attempt import Attempt
@@ -29,6 +29,8 @@ class Supervisor:
     isolation: Isolation
     standby: Standby
     worker_id: str
+    capacity: Capacity
+    """What it has for a job."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the worker stops: a running job is given back."""
     busy: bool = False
@@ -41,24 +43,27 @@ class Supervisor:
         """Whether jobs may run here: isolated, or where everything serves a single user."""
         return self.isolation.isolates or self.worker.single_user
 
-    def run(self, job_id: str) -> bool:
-        """Claim the job and see it through; return False where there was nothing to do."""
+    def run(self, hint: str) -> bool:
+        """Take the job that is next and see it through; return False where there was nothing to do.
+
+        `hint` is the job for which the hint was sent. It may be taken already, and another may come before it.
+        """
         if not self.accepts_jobs:
-            _log.warning("job left waiting: no isolation works here", job_id=job_id, problems=self.isolation.problems)
+            _log.warning("job left waiting: no isolation works here", job_id=hint, problems=self.isolation.problems)
             return False
         self.busy = True
         try:
-            return not self.stopping.is_set() and self._run(job_id)
+            return not self.stopping.is_set() and self._run(hint)
         finally:
             self.busy = False
 
-    def _run(self, job_id: str) -> bool:
+    def _run(self, hint: str) -> bool:
         claimed_at = time.monotonic()
         with self.database.session() as session:
-            held = claim(session, job_id, self.worker_id, self.settings.lease_seconds)
+            held = claim_next(session, self.capacity, self.worker_id, self.settings.lease_seconds)
         if held is None:
-            _log.info("nothing to do", job_id=job_id)
+            _log.info("nothing to do", hint=hint)
             return False
-        _log.info("claimed", job_id=job_id, attempt=held.attempt, epoch=held.epoch, action=held.action)
+        _log.info("claimed", job_id=held.job_id, hint=hint, attempt=held.attempt, epoch=held.epoch, action=held.action)
         Attempt(self, held, claimed_at).run()
         return True

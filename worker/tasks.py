@@ -19,7 +19,7 @@ slot: Slot | None = None
 
 @app.task(name="pare.run_job", ignore_result=True, acks_late=False)
 def run_job(*arguments: object, **named: object) -> None:
-    """Look at the job and run it if it waits. The database is asked; a stale or repeated hint does nothing."""
+    """Wake up and run the job that is next. The database says which; a stale or repeated hint does nothing."""
     job_id = arguments[0] if len(arguments) == 1 and not named else None
     if not isinstance(job_id, str) or _JOB_ID.fullmatch(job_id) is None:
         _log.warning("not a job id", arguments=repr(arguments)[:200])
@@ -29,8 +29,8 @@ def run_job(*arguments: object, **named: object) -> None:
     try:
         slot.supervisor.run(job_id)
     except PareError as error:
-        # The hint is lost, the job is not: the sweep sends another.
-        _log.warning("could not look at the job", job_id=job_id, error=error.code, detail=error.detail)
+        # The hint is lost, the job is not: the dispatcher sends another.
+        _log.warning("could not look for a job", hint=job_id, error=error.code, detail=error.detail)
     if slot.supervisor.stopping.is_set():
         slot.close()
         os._exit(0)

@@ -26,7 +26,8 @@ class EventView(View):
     seq: int
     """Counts from 1 without gaps."""
     kind: str
-    """state: {state, attempt, reason?}; progress: {stage, step, fraction, eta_seconds, message, metrics}."""
+    """state: {state, attempt, reason?}; progress: {stage, step, fraction, eta_seconds, message, metrics}; waiting:
+    {reason, detail, fix} when no living worker can run the job, {reason: null} when one can again."""
     created_at: datetime
     """When it happened."""
     data: dict[str, Any]

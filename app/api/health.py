@@ -96,7 +96,7 @@ def get_readiness(service: Parts) -> Response:
 
 
 def _check_workers(workers: list[WorkerView], seconds: float) -> WorkersCheckView:
-    accepting = [worker for worker in workers if worker.facts.get("accepts_jobs", True)]
+    accepting = [worker for worker in workers if worker.accepts_jobs]
     layers = [list(worker.facts.get("isolation", [])) for worker in accepting]
     shared = [layer for layer in (layers[0] if layers else []) if all(layer in other for other in layers)]
     detail = None
@@ -104,6 +104,8 @@ def _check_workers(workers: list[WorkerView], seconds: float) -> WorkersCheckVie
         detail = f"no worker was seen for {seconds:g} s; jobs wait until one starts"
     elif not accepting:
         detail = "the workers refuse jobs, because they cannot isolate them; see GET /v1/workers"
+    elif not any("cpu" in worker.accepts for worker in accepting):
+        detail = "no worker takes CPU jobs, so uploads are not checked; start one, or set PARE_WORKER_TAKES_CPU_JOBS"
     return WorkersCheckView(
         ok=bool(accepting),
         detail=detail,

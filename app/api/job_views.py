@@ -1,11 +1,14 @@
 """What the user sees of a job."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Literal
 
 from app.api.views import ErrorView, View
-from app.db.tables import JobRow
-from app.jobs import State
+from app.db.tables import JobRow, WorkerRow
+from app.jobs import JobNeeds, State, explain_wait, needs_of
 from app.recipes.metrics import Verdict
+from app.recipes.needs import DeviceKind
 from app.recipes.recipe import Recipe
 
 
@@ -18,6 +21,30 @@ class ProgressView(View):
     """Expected time to the end, where it can be told."""
     message: str
     """What is being done."""
+
+
+class NeedsView(View):
+    """What the worker must have that runs a job."""
+
+    device: DeviceKind
+    """The kind of worker."""
+    num_devices: int
+    """GPUs."""
+    memory_bytes: int
+    """Main memory for the job; 0: whatever there is."""
+    num_threads: int
+    """CPU threads for the job."""
+
+
+class WaitView(View):
+    """Why a job waits although nothing can come of it."""
+
+    reason: Literal["no_worker", "no_worker_can_run"]
+    """no_worker: none is alive. no_worker_can_run: none of those alive has what the job needs."""
+    detail: str
+    """What is needed, and what is there."""
+    fix: str
+    """What to do about it."""
 
 
 class JobLinks(View):
@@ -70,6 +97,12 @@ class JobView(View):
     """From -10 to 10."""
     deadline_seconds: int | None
     """Run time limit of one attempt."""
+    needs: NeedsView
+    """What the worker must have that runs it."""
+    waiting: WaitView | None
+    """While it is queued: why no living worker can run it; null where one can, be it busy."""
+    num_jobs_ahead: int | None
+    """While it is queued: waiting jobs that start before it, if none that runs ends meanwhile. Null in lists."""
     created_at: datetime
     """When it was submitted."""
     started_at: datetime | None
@@ -89,8 +122,25 @@ class JobPage(View):
     """For the `cursor` of the next page; null on the last."""
 
 
-def describe_job(row: JobRow) -> JobView:
-    """Return what the user sees of a row."""
+def describe_needs(needs: JobNeeds) -> NeedsView:
+    """Return what the user sees of a job's needs."""
+    return NeedsView(
+        device=needs.device,
+        num_devices=needs.num_devices,
+        memory_bytes=needs.memory_bytes,
+        num_threads=needs.num_threads,
+    )
+
+
+def describe_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> WaitView | None:
+    """Return why none of the living workers can run a job; None where one can."""
+    wait = explain_wait(needs, workers)
+    return WaitView(reason=wait.reason, detail=wait.detail, fix=wait.fix) if wait is not None else None
+
+
+def describe_job(row: JobRow, workers: Sequence[WorkerRow], num_jobs_ahead: int | None = None) -> JobView:
+    """Return what the user sees of a row, the living workers being these."""
+    needs = needs_of(row)
     own = f"/v1/jobs/{row.id}"
     progress = row.progress
     return JobView.model_validate(
@@ -109,6 +159,9 @@ def describe_job(row: JobRow) -> JobView:
             "labels": row.labels,
             "priority": row.priority,
             "deadline_seconds": row.deadline_seconds,
+            "needs": describe_needs(needs),
+            "waiting": describe_wait(needs, workers) if row.state == State.QUEUED else None,
+            "num_jobs_ahead": num_jobs_ahead,
             "created_at": row.created_at,
             "started_at": row.started_at,
             "finished_at": row.finished_at,

@@ -6,22 +6,34 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.api.cursors import Cursor, Limit, read_page
 from app.api.frame import HEAD_ONLY
 from app.api.idempotency import Answer, IdempotencyKey, answer_once, parse_key
-from app.api.job_views import JobPage, JobView, describe_job
+from app.api.job_views import JobPage, JobView, NeedsView, WaitView, describe_job, describe_needs, describe_wait
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
 from app.api.service import Parts, Service
 from app.api.views import View
 from app.db.tables import JobRow, LogRow
 from app.errors import Conflict, NotFound
-from app.jobs import State, cancel_job, delete_job, get_job, retry_job, submit_job, validate_submission
+from app.jobs import (
+    State,
+    cancel_job,
+    count_ahead,
+    delete_job,
+    derive_needs,
+    get_job,
+    list_workers,
+    retry_job,
+    submit_job,
+    validate_submission,
+)
 from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
+from app.recipes.needs import Needs
 from app.recipes.recipe import Format, Recipe
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -52,9 +64,11 @@ class JobRequest(Spec):
     labels: dict[LabelName, LabelValue] = Field(default={}, max_length=MAX_LABELS)
     """Your own notes on the job; Pare only keeps them."""
     priority: int = Field(0, ge=-10, le=10)
-    """Of jobs that were submitted at the same moment, those with a higher priority go into the queue first."""
+    """Waiting jobs with a higher priority start first, whoever they belong to and however old others are."""
     deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
     """Run time limit of one attempt; null takes the service's default."""
+    needs: Needs = Needs()
+    """What the worker must have that runs it; what is left out follows from the recipe."""
 
 
 class DryRunView(View):
@@ -69,7 +83,11 @@ class DryRunView(View):
     deadline_seconds: int
     """Its run time limit."""
     num_jobs_ahead: int
-    """Waiting jobs that would start before it."""
+    """Waiting jobs that would start before it, checks of uploads included."""
+    needs: NeedsView
+    """What the worker must have that runs it."""
+    waiting: WaitView | None
+    """Why it would not start: no worker has what it needs; null where one has."""
 
 
 @router.post(
@@ -113,8 +131,9 @@ def post_job(
             labels=body.labels,
             priority=body.priority,
             deadline_seconds=body.deadline_seconds,
+            needs=body.needs,
         )
-        return 202, describe_job(job).model_dump_json()
+        return 202, _describe(session, service, job).model_dump_json()
 
     key = parse_key(idempotency_key) if idempotency_key is not None else None
     with service.database.session() as session:
@@ -149,28 +168,29 @@ def list_jobs(
         query = query.where(JobRow.state == status)
     with service.database.read() as session:
         rows, next_cursor = read_page(session, JobRow, owner, cursor, limit, query)
-        return JobPage(items=[describe_job(row) for row in rows], next_cursor=next_cursor)
+        workers = list_workers(session, service.settings.worker_seen_seconds)
+        return JobPage(items=[describe_job(row, workers) for row in rows], next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", operation_id="get_job", responses=problems(404))
 def show_job(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Show one job as it is now."""
     with service.database.read() as session:
-        return describe_job(get_job(session, owner, job_id))
+        return _describe(session, service, get_job(session, owner, job_id))
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", status_code=202, responses=problems(404, 409))
 def post_cancel(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Cancel a job: a waiting one at once, a running one as soon as its processes have ended."""
     with service.database.session() as session:
-        return describe_job(cancel_job(session, owner, job_id))
+        return _describe(session, service, cancel_job(session, owner, job_id))
 
 
 @router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409))
 def post_retry(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Queue a failed or cancelled job again, with a fresh set of attempts."""
     with service.database.session() as session:
-        return describe_job(retry_job(session, service.settings, owner, job_id))
+        return _describe(session, service, retry_job(session, service.settings, owner, job_id))
 
 
 @router.delete("/{job_id}", operation_id="delete_job", status_code=204, responses=problems(404, 409))
@@ -240,11 +260,22 @@ def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
             recipe=body.recipe,
             deadline_seconds=body.deadline_seconds,
         )
-        waiting = select(func.count()).where(JobRow.state == State.QUEUED, JobRow.priority >= body.priority)
+        needs = derive_needs(body.recipe, body.needs)
+        workers = list_workers(session, service.settings.worker_seen_seconds)
         return DryRunView(
             valid=True,
             formats=list(body.recipe.formats),
             form=body.recipe.form.value,
             deadline_seconds=body.deadline_seconds or service.settings.default_deadline_seconds,
-            num_jobs_ahead=session.scalar(waiting) or 0,
+            num_jobs_ahead=count_ahead(session, needs.device, body.priority, owner),
+            needs=describe_needs(needs),
+            waiting=describe_wait(needs, workers),
         )
+
+
+def _describe(session: Session, service: Service, job: JobRow) -> JobView:
+    """Return the view of one job, with its place in the queue."""
+    num_jobs_ahead = None
+    if State(job.state) is State.QUEUED:
+        num_jobs_ahead = count_ahead(session, job.needs_device, job.priority, job.owner, job)
+    return describe_job(job, list_workers(session, service.settings.worker_seen_seconds), num_jobs_ahead)

@@ -7,6 +7,7 @@ from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, S
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.db.types import UtcDateTime
+from app.recipes.needs import DeviceKind
 
 JsonValue = dict[str, Any]
 
@@ -91,6 +92,10 @@ class JobRow(Base):
     labels: Mapped[JsonValue]
     priority: Mapped[int] = mapped_column(Integer)
     deadline_seconds: Mapped[int | None] = mapped_column(Integer)
+    needs_device: Mapped[DeviceKind] = mapped_column(String(10), server_default="cpu")
+    needs_num_devices: Mapped[int] = mapped_column(Integer, server_default="0")
+    needs_memory_bytes: Mapped[int] = mapped_column(server_default="0")
+    needs_num_threads: Mapped[int] = mapped_column(Integer, server_default="1")
 
     state: Mapped[str] = mapped_column(String(20))
     attempt: Mapped[int] = mapped_column(Integer)
@@ -101,6 +106,10 @@ class JobRow(Base):
     lease_until: Mapped[datetime | None]
     published_at: Mapped[datetime | None]
     """When a wake-up hint was last sent; the sweep sends another when the job still waits."""
+    claimed_at: Mapped[datetime | None]
+    """When it was last claimed: its owner's turn."""
+    waiting_reason: Mapped[str | None] = mapped_column(String(40))
+    """Why no worker can run it, as its newest `waiting` event says; null where one can."""
 
     stage: Mapped[str | None] = mapped_column(String(50))
     progress: Mapped[JsonValue]
@@ -119,7 +128,14 @@ class JobRow(Base):
         Index("ix_jobs_state_lease", "state", "lease_until"),
         Index("ix_jobs_state_published", "state", "published_at"),
         Index("ix_jobs_created", "created_at", "id"),
-    )
+        # The order in which waiting jobs are claimed; the last columns say from the index alone who can run them.
+        Index(
+            "ix_jobs_waiting",
+            "state", "needs_device", "priority", "owner", "created_at", "id",
+            "needs_num_devices", "needs_memory_bytes", "needs_num_threads",
+        ),
+        Index("ix_jobs_owner_claimed", "owner", "claimed_at"),
+    )  # fmt: skip
 
 
 class EventRow(Base):
@@ -196,7 +212,8 @@ class WorkerRow(Base):
     id: Mapped[str] = mapped_column(String(80), primary_key=True)
     host: Mapped[str] = mapped_column(String(255))
     queue: Mapped[str] = mapped_column(String(20))
+    """The queues it takes hints from, with commas between them."""
     facts: Mapped[JsonValue]
-    """device, num_cores, memory_bytes, isolation, versions."""
+    """devices, memory_bytes, num_threads, accepts, isolation, versions, ..."""
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]

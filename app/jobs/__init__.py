@@ -1,16 +1,21 @@
 """Jobs: the lifecycle and the use cases. Every function works in a transaction that its caller owns."""
 
 from app.jobs.checks import queue_check
-from app.jobs.claim import Claim, StoredFile, claim, heartbeat, record_progress
+from app.jobs.claim import Claim, StoredFile, claim, claim_next, heartbeat, record_progress
 from app.jobs.control import cancel_job, delete_job, get_job, retry_job
 from app.jobs.events import append_event, list_events
 from app.jobs.finish import confirm_cancelled, fail, release, succeed
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
+from app.jobs.needs import Capacity, JobNeeds, capacity_of, derive_needs, needs_of
+from app.jobs.order import count_ahead
 from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
 from app.jobs.reap import reap_expired
 from app.jobs.submit import submit_job, validate_submission
+from app.jobs.waiting import Wait, explain_wait, note_waits
+from app.jobs.wake import wake_workers
 from app.jobs.workers import (
     accepts_jobs,
+    count_running,
     forget_workers,
     list_workers,
     register_worker,
@@ -22,18 +27,27 @@ __all__ = [
     "MOVES",
     "OWNED",
     "TERMINAL",
+    "Capacity",
     "Claim",
     "Hint",
+    "JobNeeds",
     "State",
     "StoredFile",
+    "Wait",
     "accepts_jobs",
     "append_event",
     "cancel_job",
+    "capacity_of",
     "check_move",
     "claim",
+    "claim_next",
     "confirm_cancelled",
+    "count_ahead",
+    "count_running",
     "count_waiting",
     "delete_job",
+    "derive_needs",
+    "explain_wait",
     "fail",
     "forget_workers",
     "get_job",
@@ -41,6 +55,8 @@ __all__ = [
     "list_events",
     "list_workers",
     "mark_sent",
+    "needs_of",
+    "note_waits",
     "queue_check",
     "reap_expired",
     "record_progress",
@@ -55,4 +71,5 @@ __all__ = [
     "take_outbox",
     "touch_worker",
     "validate_submission",
+    "wake_workers",
 ]

@@ -10,12 +10,15 @@ from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.ids import new_id
 from app.jobs.claim import NO_PROGRESS
 from app.jobs.lifecycle import State, describe_state, write_event
+from app.jobs.needs import JobNeeds, derive_needs
 from app.jobs.outbox import enqueue
 from app.jobs.workers import require_isolation
 from app.recipes.plan import EngineError
 from app.settings import Settings
 
 CHECKING = "checking"
+CHECK_PRIORITY = 100
+"""Above what a user can ask for: checks are short, and users wait for them."""
 READY = "ready"
 REJECTED = "rejected"
 
@@ -34,6 +37,7 @@ def queue_check(
         dataset_id=dataset_id,
         deadline_seconds=settings.check_deadline_seconds,
         max_attempts=settings.max_attempts,
+        priority=CHECK_PRIORITY,
     )
 
 
@@ -50,8 +54,10 @@ def queue_job(
     recipe: dict[str, Any] | None = None,
     labels: dict[str, str] | None = None,
     priority: int = 0,
+    needs: JobNeeds | None = None,
 ) -> JobRow:
-    """Insert a waiting job with its first event and its hint."""
+    """Insert a waiting job with its first event and its hint. Without `needs` any CPU worker will do."""
+    needs = needs or derive_needs(None)
     job = JobRow(
         id=new_id("job"),
         owner=owner,
@@ -63,6 +69,10 @@ def queue_job(
         labels=labels or {},
         priority=priority,
         deadline_seconds=deadline_seconds,
+        needs_device=needs.device,
+        needs_num_devices=needs.num_devices,
+        needs_memory_bytes=needs.memory_bytes,
+        needs_num_threads=needs.num_threads,
         state=State.QUEUED.value,
         attempt=0,
         max_attempts=max_attempts,

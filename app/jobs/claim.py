@@ -2,17 +2,20 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.jobs.events import change_with_event
 from app.jobs.lifecycle import OWNED, State, move
+from app.jobs.needs import Capacity
+from app.jobs.order import pick_next, take_turn
 from app.jobs.teachers import name_teachers
 from app.recipes.plan import Progress
 from app.recipes.recipe import Recipe
 
+_MAX_PICKS = 10
 NO_PROGRESS = {"fraction": 0.0, "eta_seconds": None, "message": ""}
 
 
@@ -55,6 +58,19 @@ class Claim:
         return self.attempt >= self.max_attempts
 
 
+def claim_next(session: Session, capacity: Capacity, worker_id: str, lease_seconds: float) -> Claim | None:
+    """Take the waiting job that is next for a worker with this capacity; return None where it can run none."""
+    take_turn(session)
+    for _ in range(_MAX_PICKS):
+        job_id = pick_next(session, capacity)
+        if job_id is None:
+            return None
+        taken = claim(session, job_id, worker_id, lease_seconds)
+        if taken is not None:
+            return taken
+    return None
+
+
 def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
     """Take a waiting job; return None where there is nothing to do (taken, cancelled, finished or deleted)."""
     job = move(
@@ -67,6 +83,8 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
             "attempt": JobRow.attempt + 1,
             "epoch": JobRow.epoch + 1,
             "worker_id": worker_id,
+            "claimed_at": db_now(),
+            "waiting_reason": null(),
             "lease_until": db_now(lease_seconds),
             "started_at": func.coalesce(JobRow.started_at, db_now()),
             "stage": "claimed",

@@ -24,6 +24,7 @@ WAITING: dict[str, Any] = {
     "published_at": db_now(),
     "stage": null(),
     "progress": NO_PROGRESS,
+    "waiting_reason": null(),
 }
 """What every return to the queue sets; the caller writes the hint."""
 

@@ -10,16 +10,19 @@ from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import JobRow, OutboxRow
 from app.jobs.lifecycle import State
+from app.recipes.needs import DeviceKind
 
 
 @dataclass(frozen=True)
 class Hint:
-    """One message to publish: "look at this job"."""
+    """One message to publish: a worker shall look at the queue. The job is the one that it was sent for."""
 
     outbox_id: int
     job_id: str
     action: str
     priority: int
+    device: DeviceKind
+    """The kind of worker to wake."""
 
 
 def enqueue(session: Session, job_id: str) -> None:
@@ -30,7 +33,7 @@ def enqueue(session: Session, job_id: str) -> None:
 def take_outbox(session: Session, limit: int = 100) -> list[Hint]:
     """Return the oldest hints. On PostgreSQL other relays pass over them until the transaction ends."""
     query = (
-        select(OutboxRow.id, OutboxRow.job_id, JobRow.action, JobRow.priority)
+        select(OutboxRow.id, OutboxRow.job_id, JobRow.action, JobRow.priority, JobRow.needs_device)
         .join(JobRow, JobRow.id == OutboxRow.job_id)
         .order_by(JobRow.priority.desc(), OutboxRow.id)
         .limit(limit)
@@ -70,17 +73,18 @@ def relay_outbox(database: Database, publish: Callable[[Hint], None], limit: int
     return len(sent)
 
 
-def count_waiting(session: Session) -> int:
-    """Return how many jobs wait for a worker."""
-    return session.scalar(select(func.count()).where(JobRow.state == State.QUEUED)) or 0
+def count_waiting(session: Session, device: DeviceKind) -> int:
+    """Return how many jobs wait for a worker of a device kind."""
+    waiting = (JobRow.state == State.QUEUED, JobRow.needs_device == device)
+    return session.scalar(select(func.count()).where(*waiting)) or 0
 
 
-def sweep_unpublished(session: Session, older_than_seconds: float, limit: int = 100) -> list[str]:
-    """Write new hints for jobs that still wait long after their last one; return the ids of the jobs."""
+def sweep_unpublished(session: Session, device: DeviceKind, older_than_seconds: float, limit: int = 100) -> list[str]:
+    """Write new hints for jobs of a kind that still wait long after their last one; return the ids of the jobs."""
     pending = exists().where(OutboxRow.job_id == JobRow.id)
     query = (
         select(JobRow.id)
-        .where(JobRow.state == State.QUEUED, ~pending)
+        .where(JobRow.state == State.QUEUED, JobRow.needs_device == device, ~pending)
         .where(or_(JobRow.published_at.is_(None), JobRow.published_at < db_now(-older_than_seconds)))
         .order_by(JobRow.published_at)
         .limit(limit)

@@ -9,10 +9,12 @@ from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.errors import Conflict, InvalidRequest, NotReady, Problem
 from app.jobs.bindings import point
 from app.jobs.checks import CHECKING, REJECTED, queue_job
+from app.jobs.needs import derive_needs
 from app.jobs.teachers import STEPS, find_teacher_problems, list_teachers
 from app.jobs.validate import find_problems
 from app.jobs.workers import require_isolation
 from app.recipes.facts import DatasetFacts, ModelFacts
+from app.recipes.needs import Needs
 from app.recipes.recipe import Recipe
 from app.settings import Settings
 
@@ -29,6 +31,7 @@ def submit_job(
     labels: dict[str, str],
     priority: int,
     deadline_seconds: int | None,
+    needs: Needs | None = None,
 ) -> JobRow:
     """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked."""
     require_isolation(session, settings.worker_seen_seconds)
@@ -48,6 +51,7 @@ def submit_job(
         priority=priority,
         deadline_seconds=deadline_seconds or settings.default_deadline_seconds,
         max_attempts=settings.max_attempts,
+        needs=derive_needs(recipe, needs),
     )
 
 

@@ -1,13 +1,15 @@
 """The workers that are there, and what each can do."""
 
+from collections import Counter
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
-from app.db.tables import WorkerRow
+from app.db.tables import JobRow, WorkerRow
 from app.errors import IsolationMissing
+from app.jobs.lifecycle import OWNED
 
 
 def register_worker(session: Session, worker_id: str, *, host: str, queue: str, facts: dict[str, Any]) -> WorkerRow:
@@ -40,6 +42,12 @@ def list_workers(session: Session, seen_within_seconds: float) -> list[WorkerRow
 def accepts_jobs(worker: WorkerRow) -> bool:
     """Return whether the worker takes jobs; one that cannot isolate them does not."""
     return bool(worker.facts.get("accepts_jobs", True))
+
+
+def count_running(session: Session) -> Counter[str]:
+    """Return how many jobs each worker is running."""
+    owned = session.scalars(select(JobRow.worker_id).where(JobRow.state.in_(OWNED)))
+    return Counter(worker_id for worker_id in owned if worker_id is not None)
 
 
 def require_isolation(session: Session, seen_within_seconds: float) -> None:

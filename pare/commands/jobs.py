@@ -40,6 +40,10 @@ def submit(
     label: Annotated[list[str] | None, typer.Option(help="A label of the job, repeatable: name=value.")] = None,
     priority: Annotated[int | None, typer.Option(min=-10, max=10)] = None,
     deadline_seconds: Annotated[int | None, typer.Option(min=1)] = None,
+    device: Annotated[str | None, typer.Option(help="Kind of worker that runs it: cpu or gpu.")] = None,
+    num_devices: Annotated[int | None, typer.Option(min=0, help="GPUs that it has for itself.")] = None,
+    memory_bytes: Annotated[int | None, typer.Option(min=0, help="Memory the worker must have for it.")] = None,
+    num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads the worker must have for it.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never makes a second job.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the job until it has finished.")] = False,
@@ -64,8 +68,15 @@ def submit(
                 fix="Add --dataset.",
             )
         whole = complete_recipe(steps, data=binding)
+        asked: dict[str, str | int | None] = {
+            "device": device,
+            "num_devices": num_devices,
+            "memory_bytes": memory_bytes,
+            "num_threads": num_threads,
+        }
+        needs = {name: value for name, value in asked.items() if value is not None}
         if dry_run:
-            call.show(client.jobs.validate(model, whole))
+            call.show(client.jobs.validate(model, whole, priority=priority, needs=needs))
             return
         job = client.jobs.submit(
             model,
@@ -73,6 +84,7 @@ def submit(
             labels=split_pairs(label or [], "--label") or None,
             priority=priority,
             deadline_seconds=deadline_seconds,
+            needs=needs,
             idempotency_key=idempotency_key,
         )
         if wait:

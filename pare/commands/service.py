@@ -1,4 +1,4 @@
-"""`pare demo`, `pare health`, `pare version`: the service as a whole."""
+"""`pare demo`, `pare health`, `pare workers`, `pare version`: the service as a whole."""
 
 from importlib.metadata import version as installed_version
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pare.commands.invocation import ExitCode, Invocation, service_command
-from pare.commands.tables import grid
+from pare.commands.tables import grid, workers_table
 from pare.errors import SetupMissing
 
 
@@ -28,6 +28,14 @@ def health(call: Invocation) -> None:
     call.show(report, grid((str(report["status"]), ""), rows))
     if report["status"] == "unavailable":
         raise typer.Exit(ExitCode.JOB_FAILED)
+
+
+@service_command
+def workers(call: Invocation) -> None:
+    """List the workers that are alive: what each has for a job, and how busy it is."""
+    with call.client() as client:
+        alive = client.workers.list()
+    call.show({"items": [worker.raw for worker in alive]}, workers_table(alive))
 
 
 def _describe(check: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from pare.records import Dataset, Job, Model, Technique
+from pare.records import Dataset, Job, Model, Needs, Technique, Worker
 from pare.report import human_bytes, verdict_text
 
 
@@ -107,7 +107,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
         (
             (
                 j.id,
-                j.status,
+                "cannot run" if j.waiting is not None else j.status,
                 j.stage or "",
                 f"{j.progress.fraction:.0%}" if j.progress else "",
                 " ".join(step.get("kind", "?") for step in j.recipe.get("steps", ())),
@@ -126,6 +126,8 @@ def job_page(job: Job) -> RenderableType:
         ("status", job.status),
         ("stage", job.stage or ""),
         ("done", f"{job.progress.fraction:.0%} {job.progress.message or ''}".strip() if job.progress else ""),
+        ("jobs ahead", "" if job.num_jobs_ahead is None else str(job.num_jobs_ahead)),
+        ("needs", _needs(job.needs) if job.needs is not None else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("model", job.model_id),
         ("steps", " ".join(step.get("kind", "?") for step in job.recipe.get("steps", ()))),
@@ -135,11 +137,40 @@ def job_page(job: Job) -> RenderableType:
         ("finished", job.finished_at or ""),
     ]
     parts: list[RenderableType] = [grid(("", ""), facts)]
+    if job.waiting is not None:
+        parts.append(f"waiting ({job.waiting.reason}): {job.waiting.detail}\nfix: {job.waiting.fix}")
     if job.error is not None:
         parts.append(f"error {job.error.code}: {job.error.detail}\nfix: {job.error.fix}")
     if job.verdict is not None:
         parts.append(verdict_text(job.verdict))
     return Group(*parts)
+
+
+def workers_table(workers: Iterable[Worker]) -> Table:
+    """Return the workers with what each has for a job."""
+    return grid(
+        ("id", "accepts", "GPUs", "memory", "threads", "running", "torch", "seen"),
+        (
+            (
+                w.id,
+                ", ".join(w.accepts) if w.accepts_jobs else "nothing: it cannot isolate jobs",
+                ", ".join(f"{gpu.index} {gpu.name}" for gpu in w.devices),
+                human_bytes(w.memory_bytes),
+                str(w.num_threads),
+                f"{w.load.num_running} of {w.load.capacity}",
+                w.versions.get("torch") or "",
+                w.seen_at,
+            )
+            for w in workers
+        ),
+    )
+
+
+def _needs(needs: Needs) -> str:
+    parts = [f"{needs.num_devices} GPU" if needs.device == "gpu" else "CPU"]
+    parts += [f"{human_bytes(needs.memory_bytes)} of memory"] if needs.memory_bytes else []
+    parts += [f"{needs.num_threads} threads"] if needs.num_threads > 1 else []
+    return ", ".join(parts)
 
 
 def techniques_table(techniques: Iterable[Technique]) -> Table:

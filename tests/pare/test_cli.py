@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from app.jobs import register_worker
 from pare.cli import run
 from pare.client import Client
 
@@ -40,6 +41,42 @@ def test_upload_prints_the_model_on_stdout(capsys: pytest.CaptureFixture[str], h
     assert run(["models", "delete", model["id"]]) == 0
     assert run(["-o", "json", "models", "list"]) == 0
     assert json.loads(capsys.readouterr().out.split("\n", 1)[1]) == {"items": []}
+
+
+def test_a_job_that_no_worker_can_run_is_shown_with_the_reason(
+    capsys: pytest.CaptureFixture[str], hands: Any, model_id: str
+) -> None:
+    with hands.database.session() as session:
+        facts = {"accepts": ["cpu"], "memory_bytes": 2**33, "num_threads": 2, "versions": {"torch": "2.13.0"}}
+        register_worker(session, "node-7", host="node", queue="pare.cpu", facts=facts)
+    submit = [
+        "jobs",
+        "submit",
+        "--model",
+        model_id,
+        "--step",
+        "prune_magnitude",
+        "--device",
+        "gpu",
+        "--num-devices",
+        "2",
+    ]
+    assert run([*submit, "--dry-run", "-o", "json"]) == 0
+    assert _json(capsys)["waiting"]["reason"] == "no_worker_can_run"
+    assert run([*submit, "-o", "json"]) == 0
+    job = _json(capsys)
+    assert job["needs"] == {"device": "gpu", "num_devices": 2, "memory_bytes": 0, "num_threads": 1}
+    assert run(["jobs", "get", job["id"]]) == 0
+    page = capsys.readouterr().out
+    assert "waiting (no_worker_can_run): the job needs 2 GPUs; the only worker, node-7, takes cpu jobs only" in page
+    assert "jobs ahead" in page
+    assert run(["jobs", "list"]) == 0
+    assert "cannot run" in capsys.readouterr().out
+    assert run(["workers"]) == 0
+    table = capsys.readouterr().out
+    assert all(text in table for text in ("node-7", "cpu", "0 of 1", "2.13.0"))
+    assert run(["workers", "-o", "json"]) == 0
+    assert _json(capsys)["items"][0]["id"] == "node-7"
 
 
 def test_a_job_from_submit_to_download(

@@ -5,23 +5,32 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import redis
+from celery import Celery
 
 from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import JobRow, ModelRow
 from app.ids import new_id
+from app.jobs import JobNeeds, list_workers
 from app.jobs.checks import queue_job
 from app.settings import Settings
 from app.storage import Storage, open_storage
+from worker.broker import EmbeddedBroker
+from worker.children import Child
 from worker.sandbox.detect import detect
 from worker.settings import WorkerSettings
 from worker.slot import Slot, open_slot
+
+Start = Callable[..., Child]
+"""Starts a process of the service."""
 
 ENGINES = Path(__file__).parent / "engines"
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -60,7 +69,14 @@ class Bench:
     marker: str
 
     def queue(
-        self, *acts: list[object], action: str = "optimize", deadline_seconds: int = 60, attempts: int = 3
+        self,
+        *acts: list[object],
+        action: str = "optimize",
+        deadline_seconds: int = 60,
+        attempts: int = 3,
+        owner: str = "local",
+        priority: int = 0,
+        needs: JobNeeds | None = None,
     ) -> str:
         """Queue a job whose engine does these acts; return its id."""
         with self.storage.writer() as writer:
@@ -75,8 +91,8 @@ class Bench:
             session.flush()
             recipe = RECIPE if action == "optimize" else None
             return queue_job(
-                session, owner="local", action=action, model_id=model.id, recipe=recipe,
-                deadline_seconds=deadline_seconds, max_attempts=attempts,
+                session, owner=owner, action=action, model_id=model.id, recipe=recipe, priority=priority,
+                deadline_seconds=deadline_seconds, max_attempts=attempts, needs=needs,
             ).id  # fmt: skip
 
     def read(self, job_id: str) -> JobRow:
@@ -107,7 +123,11 @@ class Bench:
             **{f"PARE_{name}".upper(): value for name, value in self.settings.model_dump(mode="json").items()},
             **{f"PARE_WORKER_{name}".upper(): value for name, value in self.worker.model_dump(mode="json").items()},
         }
-        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in named.items()}
+        texts = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in named.items()
+            if value is not None
+        }
         return {**os.environ, **texts, **more}
 
 
@@ -120,6 +140,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
         data_dir=tmp_path, database_url=url, lease_seconds=3, heartbeat_seconds=0.5, cancel_grace_seconds=0.7,
         reap_interval_seconds=0.2, sweep_after_seconds=1, relay_interval_seconds=0.05, max_log_bytes=200_000,
         engine_memory_bytes=2**30, max_artifact_bytes=32 * 2**20, worker_seen_seconds=4,
+        wake_interval_seconds=0.3,
     )  # fmt: skip
     marker = f"pare-test-{uuid4().hex}"
     worker = WorkerSettings(
@@ -156,3 +177,61 @@ def open_slots() -> Iterator[Callable[..., Slot]]:
 def slot(bench: Bench, open_slots: Callable[..., Slot]) -> Slot:
     """One worker slot in this process."""
     return open_slots(bench)
+
+
+class Broker:
+    """A Valkey server of one test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.embedded = EmbeddedBroker(directory)
+        self.child = Child("broker", self.embedded.command(), dict(os.environ), directory / "log", 5)
+        self.start()
+
+    def start(self) -> None:
+        self.embedded.socket.unlink(missing_ok=True)
+        self.child.start()
+        wait_until(self.embedded.is_ready, what="the broker")
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.embedded.socket))
+
+    def send(self, *arguments: object, name: str = "pare.run_job") -> None:
+        with Celery("test", broker=self.embedded.url, set_as_current=False) as app:
+            app.send_task(name, args=arguments, queue="pare.cpu", ignore_result=True)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    broker = Broker(tmp_path / "broker")
+    yield broker
+    broker.child.stop(lambda: False)
+    broker.embedded.close()
+
+
+@pytest.fixture
+def start(bench: Bench, broker: Broker, tmp_path: Path) -> Iterator[Start]:
+    """Start `python -m worker` or another module with the bench's settings; everything ends with the test."""
+    started: list[Child] = []
+    with ExitStack() as stack:
+
+        def start_one(module: str = "worker", wait: bool = True, **settings: str) -> Child:
+            environment = bench.environment(**{"PARE_BROKER_URL": broker.embedded.url, **settings})
+            number = len(list(tmp_path.glob("*.log")))
+            child = Child(module, [sys.executable, "-m", module], environment, tmp_path / f"{module}{number}.log", 8)
+            workers = count_workers(bench)
+            child.start()
+            started.append(child)
+            stack.callback(child.stop, lambda: False)
+            if module == "worker" and wait:
+                wait_until(lambda: count_workers(bench) > workers, what="the worker")
+            return child
+
+        yield start_one
+        for child in started:
+            if child.process is not None:
+                child.process.terminate()  # all at once; each is waited for on the way out
+
+
+def count_workers(bench: Bench) -> int:
+    with bench.database.read() as session:
+        return len(list_workers(session, 60))

@@ -4,82 +4,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-import redis
-from celery import Celery
 from sqlalchemy import select
 
 from app.db.tables import EventRow
-from app.jobs import cancel_job, list_workers
-from tests.worker.conftest import Bench, wait_until
-from worker.broker import EmbeddedBroker
+from app.jobs import cancel_job
+from tests.worker.conftest import Bench, Broker, Start, count_workers, wait_until
 from worker.children import Child
 
-Start = Callable[..., Child]
 BOTH = pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
-
-
-class Broker:
-    """A Valkey server of one test."""
-
-    def __init__(self, directory: Path) -> None:
-        self.embedded = EmbeddedBroker(directory)
-        self.child = Child("broker", self.embedded.command(), dict(os.environ), directory / "log", 5)
-        self.start()
-
-    def start(self) -> None:
-        self.embedded.socket.unlink(missing_ok=True)
-        self.child.start()
-        wait_until(self.embedded.is_ready, what="the broker")
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(self.embedded.socket))
-
-    def send(self, *arguments: object, name: str = "pare.run_job") -> None:
-        with Celery("test", broker=self.embedded.url, set_as_current=False) as app:
-            app.send_task(name, args=arguments, queue="pare", ignore_result=True)
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    broker = Broker(tmp_path / "broker")
-    yield broker
-    broker.child.stop(lambda: False)
-    broker.embedded.close()
-
-
-@pytest.fixture
-def start(bench: Bench, broker: Broker, tmp_path: Path) -> Iterator[Start]:
-    """Start `python -m worker` or another module with the bench's settings; everything ends with the test."""
-    started: list[Child] = []
-    with ExitStack() as stack:
-
-        def start_one(module: str = "worker", wait: bool = True, **settings: str) -> Child:
-            environment = bench.environment(**{"PARE_BROKER_URL": broker.embedded.url, **settings})
-            number = len(list(tmp_path.glob("*.log")))
-            child = Child(module, [sys.executable, "-m", module], environment, tmp_path / f"{module}{number}.log", 8)
-            workers = count_workers(bench)
-            child.start()
-            started.append(child)
-            stack.callback(child.stop, lambda: False)
-            if module == "worker" and wait:
-                wait_until(lambda: count_workers(bench) > workers, what="the worker")
-            return child
-
-        yield start_one
-        for child in started:
-            if child.process is not None:
-                child.process.terminate()  # all at once; each is waited for on the way out
-
-
-def count_workers(bench: Bench) -> int:
-    with bench.database.read() as session:
-        return len(list_workers(session, 60))
 
 
 def count_runs(bench: Bench, job_id: str) -> int:
@@ -123,7 +58,7 @@ def test_a_repeated_message_runs_once(bench: Bench, broker: Broker, start: Start
 
     assert bench.wait(job_id).state == "succeeded"
     with broker.client() as client:
-        wait_until(lambda: client.llen("pare") == 0)
+        wait_until(lambda: client.llen("pare.cpu") == 0)
     other = bench.queue(["finish"])
     broker.send(other)
     bench.wait(other)
@@ -134,7 +69,7 @@ def test_a_wiped_broker_loses_no_job(bench: Bench, broker: Broker, start: Start)
     start("worker.dispatch")
     job_ids = [bench.queue(["finish"]) for _ in range(3)]
     with broker.client() as client:
-        wait_until(lambda: client.llen("pare") == 3)
+        wait_until(lambda: client.llen("pare.cpu") == 3)
         client.flushall()
 
     start()
@@ -147,12 +82,12 @@ def test_hints_do_not_pile_up_while_no_worker_takes_them(bench: Bench, broker: B
     job_ids = [bench.queue(["finish"]) for _ in range(3)]
     start("worker.dispatch")
     with broker.client() as client:
-        wait_until(lambda: client.llen("pare") == 3)
+        wait_until(lambda: client.llen("pare.cpu") == 3)
         # The last hints are older than the sweep tolerates (1 s), yet they are all there.
         wait_until(lambda: all(bench.age(job_id) > 2.5 for job_id in job_ids))
-        assert client.llen("pare") == 3
-        client.rpop("pare")
-        wait_until(lambda: client.llen("pare") >= 3, what="a new hint for the one that was lost")
+        assert client.llen("pare.cpu") == 3
+        client.rpop("pare.cpu")
+        wait_until(lambda: client.llen("pare.cpu") >= 3, what="a new hint for the one that was lost")
 
 
 def test_a_broker_killed_and_restarted_empty_loses_no_job(bench: Bench, broker: Broker, start: Start) -> None:
@@ -265,11 +200,11 @@ def test_poison_messages_harm_nothing(bench: Bench, broker: Broker, start: Start
         "content-type": "application/x-python-serialize",
         "content-encoding": "binary",
         "headers": {"task": "pare.run_job", "id": "1", "lang": "py"},
-        "properties": {"delivery_info": {"exchange": "", "routing_key": "pare"}, "delivery_tag": "1",
+        "properties": {"delivery_info": {"exchange": "", "routing_key": "pare.cpu"}, "delivery_tag": "1",
                        "body_encoding": "base64"},
     }  # fmt: skip
     with broker.client() as client:
-        client.lpush("pare", json.dumps(pickled))
+        client.lpush("pare.cpu", json.dumps(pickled))
     for arguments in ([], ["x", "y"], [7], [None], [{"a": 1}], ["job_x; touch " + str(marker)], ["job_" + "0" * 26]):
         broker.send(*arguments)
     broker.send("x", name="os.system")

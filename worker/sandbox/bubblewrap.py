@@ -1,6 +1,7 @@
 """Isolation with bubblewrap: the strongest layer, where the program is installed and user namespaces are allowed."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from worker.sandbox.isolation import Isolation
@@ -12,7 +13,7 @@ def is_installed() -> bool:
     return shutil.which("bwrap") is not None
 
 
-def wrap(isolation: Isolation, job: str, extra: tuple[str, ...]) -> list[str]:
+def wrap(isolation: Isolation, job: str, extra: tuple[str, ...], device_nodes: Sequence[str] = ()) -> list[str]:
     """Return the command line in front of the launcher's; the job's directory appears as /job."""
     program = shutil.which("bwrap")
     assert program is not None
@@ -24,7 +25,10 @@ def wrap(isolation: Isolation, job: str, extra: tuple[str, ...]) -> list[str]:
         # Root: the launcher itself changes to the engine's user, then these two are gone as well.
         rights += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     view = ["--ro-bind", "/proc", "/proc"] if isolation.shared_proc else ["--proc", "/proc"]
-    view += ["--dev", "/dev", "--perms", "0755", "--dir", "/job"]
+    view += ["--dev", "/dev"]
+    for node in device_nodes:
+        view += ["--dev-bind", node, node]
+    view += ["--perms", "0755", "--dir", "/job"]
     view += ["--ro-bind", f"{job}/in", "/job/in", "--bind", f"{job}/out", "/job/out"]
     # Before what is shown read-only: Python or the project may itself lie below /tmp.
     for place in ("/job/tmp", "/tmp", "/dev/shm"):

@@ -83,9 +83,12 @@ def start(
     *,
     num_threads: int | None = None,
     extra_readable: Sequence[Path] = (),
+    visible_devices: Sequence[str] = (),
+    device_nodes: Sequence[str] = (),
 ) -> SandboxProcess:
     """Start `command` around a new job directory. In it, the text "{job}" stands for the directory's path inside.
 
+    `visible_devices` are the GPUs that CUDA shows it, `device_nodes` the paths below /dev to reach them.
     The kernel ties the sandbox's life to the calling THREAD: call from one that lives as long as the sandbox may.
     """
     job = str(directory.resolve())
@@ -98,10 +101,10 @@ def start(
     confined = isolation.method == "namespaces"
     root = {"mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job}
     spec = {
-        "root": {**root, "shared_proc": isolation.shared_proc} if confined else None,
+        "root": {**root, "shared_proc": isolation.shared_proc, "devices": list(device_nodes)} if confined else None,
         "user": user,
         "limits": limits.as_rlimits(isolation),
-        "landlock": _landlock(read, inside, isolation) if isolation.landlock else None,
+        "landlock": _landlock(read, inside, isolation, device_nodes) if isolation.landlock else None,
         "seccomp": isolation.seccomp,
         "drop_capabilities": user is None and (confined or (isolation.method == "none" and os.getuid() == 0)),
         "parent_death": isolation.method == "none",
@@ -111,7 +114,7 @@ def start(
     line = [sys.executable, "-S", "-m", "worker.sandbox.launcher", json.dumps(spec)]
     line += [word.replace("{job}", inside) for word in command]
     if isolation.method == "bubblewrap":
-        line = [*bubblewrap.wrap(isolation, job, extra), *line]
+        line = [*bubblewrap.wrap(isolation, job, extra, device_nodes), *line]
     elif confined:
         line = [*namespaces.wrap(isolation), *line]
     try:
@@ -120,7 +123,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(scratch, num_threads),
+            env=environment(scratch, num_threads, visible_devices),
             cwd="/",
             pass_fds=(control_read,),
             start_new_session=True,
@@ -134,13 +137,13 @@ def start(
     return SandboxProcess(process, control_write)
 
 
-def _landlock(read: list[str], inside: str, isolation: Isolation) -> dict[str, list[str]]:
+def _landlock(read: list[str], inside: str, isolation: Isolation, device_nodes: Sequence[str]) -> dict[str, list[str]]:
     own = [f"{inside}/out", f"{inside}/tmp"]
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "shm")]
     scratch = ["/tmp", *devices] if isolation.isolates else devices[:-1]
     # Python lists every folder of its path. Where a mount namespace hides the rest, all that is left may be listed.
     listed = ["/"] if isolation.isolates else [str(PROJECT)]
-    return {"listed": listed, "read": [*read, "/proc", f"{inside}/in"], "write": [*own, *scratch]}
+    return {"listed": listed, "read": [*read, "/proc", f"{inside}/in"], "write": [*own, *scratch, *device_nodes]}
 
 
 def remove_directory(directory: Path) -> None:

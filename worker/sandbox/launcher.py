@@ -24,7 +24,9 @@ SETUP_FAILED = 97
 """Exit status when the sandbox could not be made."""
 
 
-def build_root(mount_on: str, read: list[str], links: dict[str, str], job: str, shared_proc: bool) -> None:
+def build_root(
+    mount_on: str, read: list[str], links: dict[str, str], job: str, shared_proc: bool, devices: list[str]
+) -> None:
     """Make a new root that shows system files read-only and the job's directory as /job, and enter it."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("root", mount_on, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
@@ -39,6 +41,8 @@ def build_root(mount_on: str, read: list[str], links: dict[str, str], job: str, 
         os.symlink(target, mount_on + path)  # noqa: PTH211
     for device in _DEVICES:
         _show(f"/dev/{device}", f"{mount_on}/dev/{device}", writable=True, devices=True)
+    for device in devices:
+        _show(device, mount_on + device, writable=True, devices=True)
     if shared_proc:
         _show("/proc", f"{mount_on}/proc", writable=False)
     else:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -58,8 +59,11 @@ def system_links() -> dict[str, str]:
     return links
 
 
-def environment(directory_of_scratch: str, num_threads: int | None) -> dict[str, str]:
-    """Return the whole environment of an engine: nothing of ours is inherited."""
+def environment(
+    directory_of_scratch: str, num_threads: int | None, visible_devices: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the whole environment of an engine: nothing of ours is inherited, and CUDA shows it no other GPUs."""
+    devices = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(visible_devices)}
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     scratch = {"HOME": directory_of_scratch, "TMPDIR": directory_of_scratch}
-    return {**_ENVIRONMENT, **scratch, **threads, "PYTHONPATH": str(PROJECT)}
+    return {**_ENVIRONMENT, **scratch, **threads, **devices, "PYTHONPATH": str(PROJECT)}

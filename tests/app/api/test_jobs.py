@@ -7,6 +7,8 @@ from starlette.testclient import TestClient
 
 from app.db.clock import db_now
 from app.db.tables import JobRow, LogRow
+from app.jobs import register_worker
+from app.recipes.needs import Needs
 from app.recipes.pruning import PruneMagnitude
 from app.storage import Storage
 from tests.app.jobs.world import REFUSAL, World
@@ -31,7 +33,8 @@ def test_submitted_job_is_durable_and_shown_with_all_its_defaults(both: Both) ->
     assert job["recipe"]["steps"] == [PruneMagnitude(kind="prune_magnitude").model_dump(mode="json")]
     assert world.outbox() == [job["id"]]
     assert client.get(job["links"]["self"]).json() == job
-    assert client.get("/v1/jobs").json()["items"] == [job]
+    assert job["num_jobs_ahead"] == 0
+    assert client.get("/v1/jobs").json()["items"] == [job | {"num_jobs_ahead": None}]
 
 
 def test_dry_run_checks_everything_and_queues_nothing(both: Both) -> None:
@@ -46,7 +49,10 @@ def test_dry_run_checks_everything_and_queues_nothing(both: Both) -> None:
         "form": "module",
         "deadline_seconds": 21600,
         "num_jobs_ahead": 1,
+        "needs": {"device": "cpu", "num_devices": 0, "memory_bytes": 0, "num_threads": 1},
+        "waiting": answer.json()["waiting"],
     }
+    assert answer.json()["waiting"]["reason"] == "no_worker"
     assert len(world.outbox()) == 1
     wrong = client.post("/v1/jobs?dry_run=true", json=body | {"model_id": "mdl_" + "a" * 26})
     assert wrong.status_code == 422
@@ -87,6 +93,83 @@ def test_models_that_are_not_ready_are_conflicts(both: Both) -> None:
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (409, "model_not_ready", True)
     answer = submit(both, model_id=rejected)
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (409, "model_rejected", False)
+
+
+GPU_WORKER = {"accepts": ["gpu"], "devices": [{"index": 3, "name": "G", "memory_bytes": 5, "uuid": None}],
+              "memory_bytes": 2**34, "num_threads": 4, "versions": {"torch": "2.13.0"}, "slot": 1}  # fmt: skip
+
+
+def register(world: World, facts: dict[str, Any]) -> None:
+    with world.database.session() as session:
+        register_worker(session, "w1", host="h", queue="pare.gpu", facts=facts)
+
+
+@pytest.mark.parametrize(
+    ("needs", "shown"),
+    [
+        ({}, ("cpu", 0, 0, 1)),
+        ({"device": "gpu"}, ("gpu", 1, 0, 1)),
+        ({"num_devices": 2, "memory_bytes": 7}, ("gpu", 2, 7, 1)),
+        ({"num_devices": 0, "num_threads": 3}, ("cpu", 0, 0, 3)),
+    ],
+)
+def test_needs_are_completed_and_shown(client: TestClient, world: World, needs: Any, shown: tuple[Any, ...]) -> None:
+    body = {"model_id": world.model_id, "recipe": RECIPE, "needs": needs}
+    job = client.post("/v1/jobs", json=body).json()
+    assert tuple(job["needs"].values()) == shown
+    assert client.post("/v1/jobs?dry_run=true", json=body).json()["needs"] == job["needs"]
+
+
+@pytest.mark.parametrize(
+    ("needs", "detail"),
+    [
+        ({"device": "cpu", "num_devices": 1}, "num_devices counts GPUs"),
+        ({"device": "gpu", "num_devices": 0}, "needs one at least"),
+        ({"device": "tpu"}, "'cpu' or 'gpu'"),
+        ({"memory_bytes": -1}, "greater than or equal"),
+        ({"disk_bytes": 1}, "disk_bytes"),
+    ],
+)
+def test_needs_that_make_no_sense_are_refused(client: TestClient, world: World, needs: Any, detail: str) -> None:
+    answer = client.post("/v1/jobs", json={"model_id": world.model_id, "recipe": RECIPE, "needs": needs})
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"].startswith("/needs")
+    assert detail in str(answer.json()["errors"])
+
+
+def test_a_job_that_no_worker_can_run_says_so_at_once(both: Both) -> None:
+    client, world = both
+    register(world, GPU_WORKER)
+    body = {"model_id": world.model_id, "recipe": RECIPE}
+    wait = client.post("/v1/jobs", json=body).json()["waiting"]
+    assert wait["reason"] == "no_worker_can_run"
+    assert wait["detail"] == "the job needs a CPU worker; the only worker, w1, takes gpu jobs only"
+    assert client.post("/v1/jobs?dry_run=true", json=body).json()["waiting"] == wait
+    fits = client.post("/v1/jobs", json=body | {"needs": {"device": "gpu"}}).json()
+    assert fits["waiting"] is None
+    assert [job["waiting"] for job in client.get("/v1/jobs").json()["items"]] == [None, wait]
+    world.start(fits["id"])
+    running = client.get(f"/v1/jobs/{fits['id']}").json()
+    assert (running["waiting"], running["num_jobs_ahead"]) == (None, None)
+
+
+def test_the_place_in_the_queue_is_shown(both: Both) -> None:
+    client, world = both
+    job_ids = [world.submit(), world.submit(), world.submit(priority=1)]
+    ahead = [client.get(f"/v1/jobs/{job_id}").json()["num_jobs_ahead"] for job_id in job_ids]
+    assert ahead == [1, 2, 0]
+
+
+def test_workers_show_what_they_have_and_how_busy_they_are(both: Both) -> None:
+    client, world = both
+    register(world, GPU_WORKER)
+    world.start(world.submit(needs=Needs(device="gpu")), worker_id="w1")
+    (worker,) = client.get("/v1/workers").json()["items"]
+    assert (worker["queues"], worker["accepts"], worker["accepts_jobs"]) == (["pare.gpu"], ["gpu"], True)
+    assert worker["devices"] == GPU_WORKER["devices"]
+    assert (worker["memory_bytes"], worker["num_threads"]) == (2**34, 4)
+    assert worker["load"] == {"num_running": 1, "capacity": 1}
+    assert (worker["versions"], worker["facts"]) == ({"torch": "2.13.0"}, {"slot": 1})
 
 
 def test_cancel_is_at_once_for_a_waiting_job_and_final(both: Both) -> None:

@@ -20,7 +20,7 @@ def relay(world: World, publish: Callable[[Hint], None], limit: int = 100) -> in
 
 def sweep(world: World, older_than_seconds: float = 30, limit: int = 100) -> list[str]:
     with world.database.session() as session:
-        return jobs.sweep_unpublished(session, older_than_seconds, limit)
+        return jobs.sweep_unpublished(session, "cpu", older_than_seconds, limit)
 
 
 def age(world: World, seconds: float) -> None:
@@ -48,10 +48,10 @@ def test_hints_are_published_once_urgent_ones_first(world: World) -> None:
     check = world.check(dataset_id=world.add_dataset("checking"))
     sent: list[Hint] = []
     assert relay(world, sent.append) == 3
-    assert [(hint.job_id, hint.action, hint.priority) for hint in sent] == [
-        (urgent, "optimize", 5),
-        (ordinary, "optimize", 0),
-        (check, "check_dataset", 0),
+    assert [(hint.job_id, hint.action, hint.priority, hint.device) for hint in sent] == [
+        (check, "check_dataset", 100, "cpu"),
+        (urgent, "optimize", 5, "cpu"),
+        (ordinary, "optimize", 0, "cpu"),
     ]
     assert relay(world, sent.append) == 0
 

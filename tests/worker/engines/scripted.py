@@ -57,6 +57,9 @@ class Actor:
     def say(self, stage: str, fraction: float = 0.0, **more: object) -> None:
         print(json.dumps({"stage": stage, "fraction": fraction, **more}), flush=True)
 
+    def show_devices(self) -> None:
+        self.say("devices", message=os.environ["CUDA_VISIBLE_DEVICES"])
+
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 

@@ -21,6 +21,7 @@ from worker.sandbox.layout import PROJECT
 
 LIMITS = Limits(memory_bytes=2**30, file_bytes=2**20, num_processes=40, num_files=64)
 ALLOWED_VARIABLES = {
+    "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES",
     "HF_HUB_OFFLINE", "HOME", "LANG", "LOGNAME", "PATH", "PWD", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED",
     "PYTHONNOUSERSITE", "PYTHONPATH", "TMPDIR", "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "USER",
 }  # fmt: skip
@@ -302,3 +303,27 @@ def _running(marker: str) -> list[str]:
             if marker.encode() in words:
                 found.append(entry.name)
     return found
+
+
+def test_only_the_device_nodes_it_was_given_can_be_opened(isolation: Isolation, job: Path) -> None:
+    """A stand-in for GPUs: two device nodes that no sandbox shows by itself."""
+    nodes = [path for path in ("/dev/fuse", "/dev/kmsg", "/dev/ptmx", "/dev/net/tun") if Path(path).is_char_device()]
+    if len(nodes) < 2:
+        pytest.skip("this machine has no two device nodes to spare")
+    given, other = nodes[:2]
+    code = (
+        "import os, json, stat\n"
+        f"given, other = {given!r}, {other!r}\n"
+        "print(json.dumps({'kind': stat.S_ISCHR(os.stat(given).st_mode), 'other': os.path.exists(other),"
+        "'number': os.stat(given).st_rdev, 'visible': os.environ['CUDA_VISIBLE_DEVICES']}))"
+    )
+    command = [sys.executable, "-S", "-c", code]
+    sandbox = start(isolation, job, command, LIMITS, visible_devices=["GPU-a", "1"], device_nodes=[given])
+    output, errors = sandbox.process.communicate(timeout=60)
+    sandbox.kill(isolation.isolates)
+    assert json.loads(output or b"null") == {
+        "kind": True,
+        "other": False,
+        "number": Path(given).stat().st_rdev,
+        "visible": "GPU-a,1",
+    }, errors

@@ -1,0 +1,197 @@
+"""The order of waiting jobs: by priority, then fair between owners, then by age. The claim and the position share it.
+
+Fair means: first the owner of whom the fewest jobs run, and of several such the one whose last turn is longest ago.
+The check of an upload has a priority above every job's.
+"""
+
+import heapq
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
+
+from app.db.tables import JobRow
+from app.jobs.lifecycle import OWNED, State
+from app.jobs.needs import Capacity
+from app.recipes.needs import DeviceKind
+
+Conditions = tuple[ColumnElement[bool], ...]
+
+_TURN_LOCK = 0x7475726E
+"""Any number will do that no other advisory lock has."""
+_TURN_MILLISECONDS = 3000
+_LOCK_NOT_AVAILABLE = "55P03"
+_SIMULATED = 1e12
+"""Later than every real turn, in seconds since 1970."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an owner has fared so far."""
+
+    num_running: int = 0
+    last_turn: float = 0.0
+    """When a job of the owner was last claimed, in seconds since 1970."""
+
+
+def can_run(capacity: Capacity, device: DeviceKind) -> Conditions:
+    """Return the conditions for waiting jobs of a kind that a worker with this capacity can run."""
+    return (
+        JobRow.state == State.QUEUED,
+        JobRow.needs_device == device,
+        JobRow.needs_num_devices <= capacity.num_devices,
+        JobRow.needs_memory_bytes <= capacity.memory_bytes,
+        JobRow.needs_num_threads <= capacity.num_threads,
+        JobRow.attempt < JobRow.max_attempts,
+    )
+
+
+def pick_next(session: Session, capacity: Capacity) -> str | None:
+    """Return the waiting job that is next for this worker, locked where the database has such locks; None: nothing.
+
+    Its cost grows with the number of owners, not with the number of waiting jobs: every query ends at its first row.
+    """
+    kinds = [can_run(capacity, device) for device in capacity.accepts]
+    priorities = [_find_top_priority(session, conditions) for conditions in kinds]
+    highest = max((priority for priority in priorities if priority is not None), default=None)
+    if highest is None:
+        return None
+    groups = [
+        (*conditions, JobRow.priority == highest)
+        for conditions, priority in zip(kinds, priorities, strict=True)
+        if priority == highest
+    ]
+    running = _count_running(session)
+    turns = {owner: at for conditions in groups for owner, at in _find_owners(session, conditions)}
+    standings = {owner: Standing(running[owner], _seconds(at)) for owner, at in turns.items()}
+    for owner in sorted(standings, key=lambda name: _key(standings[name], name)):
+        oldest = [job for conditions in groups if (job := _find_oldest(session, (*conditions, JobRow.owner == owner)))]
+        if oldest:
+            return min(oldest)[1]
+    return None
+
+
+def take_turn(session: Session) -> None:
+    """Let one claim at a time look at the queue, until this transaction ends, so that its fairness is exact.
+
+    SQLite has one writer at a time anyway. On PostgreSQL a claim that hangs must not stop the others: after three
+    seconds this one goes on beside it. Nothing but fairness hangs on this lock.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    try:
+        with session.begin_nested():
+            session.execute(text(f"SET LOCAL lock_timeout = {_TURN_MILLISECONDS}"))
+            session.execute(select(func.pg_advisory_xact_lock(_TURN_LOCK)))
+    except OperationalError as error:
+        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+            raise
+        _log.warning("another claim takes long", waited_milliseconds=_TURN_MILLISECONDS)
+
+
+def count_ahead(session: Session, device: DeviceKind, priority: int, owner: str, job: JobRow | None = None) -> int:
+    """Return how many waiting jobs of the same device kind start before a job, if none that runs ends meanwhile.
+
+    `job` None stands for one that would be submitted now.
+    """
+    waiting = (JobRow.state == State.QUEUED, JobRow.needs_device == device)
+    counted = (
+        select(JobRow.priority, JobRow.owner, func.count(), _last_turn(JobRow.owner).scalar_subquery())
+        .where(*waiting, JobRow.priority >= priority)
+        .group_by(JobRow.priority, JobRow.owner)
+    )
+    levels: dict[int, dict[str, int]] = {priority: {}}
+    turns: dict[str, datetime | None] = {}
+    for level, name, number, turns[name] in session.execute(counted):
+        levels.setdefault(level, {})[name] = number
+    if owner not in turns:
+        turns[owner] = session.scalar(_last_turn(owner))
+    older = levels[priority].get(owner, 0)
+    if job is not None:
+        before = tuple_(JobRow.created_at, JobRow.id) < tuple_(job.created_at, job.id)
+        mine = (*waiting, JobRow.priority == priority, JobRow.owner == owner, before)
+        older = session.scalar(select(func.count()).where(*mine)) or 0
+    levels[priority] = {**levels[priority], owner: older + 1}
+    running = _count_running(session)
+    standings = {name: Standing(running[name], _seconds(at)) for name, at in turns.items()}
+    return count_turns(levels, standings, owner)
+
+
+def count_turns(levels: Mapping[int, Mapping[str, int]], standings: Mapping[str, Standing], owner: str) -> int:
+    """Return how many jobs are claimed before the last of `owner` at the lowest of the priorities.
+
+    `levels` has, for each priority, how many jobs of each owner wait; `standings` has every owner in it.
+    """
+    now = dict(standings)
+    lowest, num_claimed = min(levels), 0
+    for priority in sorted(levels, reverse=True):
+        left = Counter(levels[priority])
+        heap = [_key(now[name], name) for name in left if left[name]]
+        heapq.heapify(heap)
+        while heap:
+            name = heapq.heappop(heap)[2]
+            left[name] -= 1
+            if priority == lowest and name == owner and not left[name]:
+                return num_claimed
+            num_claimed += 1
+            now[name] = Standing(now[name].num_running + 1, _SIMULATED + num_claimed)
+            if left[name]:
+                heapq.heappush(heap, _key(now[name], name))
+    raise AssertionError("the owner has a job at the lowest priority")
+
+
+def _key(standing: Standing, owner: str) -> tuple[int, float, str]:
+    return standing.num_running, standing.last_turn, owner
+
+
+def _find_top_priority(session: Session, conditions: Conditions) -> int | None:
+    return session.scalar(select(JobRow.priority).where(*conditions).order_by(JobRow.priority.desc()).limit(1))
+
+
+def _find_owners(session: Session, conditions: Conditions) -> list[tuple[str, datetime | None]]:
+    """Return the owners of such jobs with their last turns, going from owner to owner along the index."""
+    ordered = select(JobRow.owner).where(*conditions).order_by(JobRow.owner).limit(1)
+    owners = select(ordered.scalar_subquery().label("owner")).cte("waiting_owners", recursive=True)
+    following = ordered.where(JobRow.owner > owners.c.owner).scalar_subquery()
+    owners = owners.union_all(select(following).where(owners.c.owner.is_not(None)))
+    found = select(owners.c.owner, _last_turn(owners.c.owner).scalar_subquery()).where(owners.c.owner.is_not(None))
+    return [(owner, at) for owner, at in session.execute(found)]
+
+
+def _find_oldest(session: Session, conditions: Conditions) -> tuple[datetime, str] | None:
+    """Return when the oldest such job was submitted, and its id."""
+    query = (
+        select(JobRow.created_at, JobRow.id)
+        .where(*conditions)
+        .order_by(JobRow.created_at, JobRow.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    found = session.execute(query).first()
+    return (found[0], found[1]) if found is not None else None
+
+
+def _last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> Select[datetime | None]:
+    """Return the query for when a job of an owner was last claimed."""
+    earlier = aliased(JobRow)
+    return (
+        select(earlier.claimed_at)
+        .where(earlier.owner == owner, earlier.claimed_at.is_not(None))
+        .order_by(earlier.claimed_at.desc())
+        .limit(1)
+    )
+
+
+def _count_running(session: Session) -> Counter[str]:
+    return Counter(session.scalars(select(JobRow.owner).where(JobRow.state.in_(OWNED))))
+
+
+def _seconds(at: datetime | None) -> float:
+    return at.timestamp() if at is not None else 0.0

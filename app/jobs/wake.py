@@ -1,0 +1,50 @@
+"""Workers that are idle although a job waits that they can run: its hint got lost, or went to one that cannot."""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from app.db.clock import db_now
+from app.db.tables import JobRow, OutboxRow, WorkerRow
+from app.jobs.needs import Capacity, capacity_of
+from app.jobs.order import can_run
+from app.jobs.outbox import enqueue
+from app.jobs.workers import accepts_jobs, count_running
+from app.recipes.needs import DEVICE_KINDS, DeviceKind
+
+
+def wake_workers(
+    session: Session, workers: Sequence[WorkerRow], num_hints: Mapping[DeviceKind, int], older_than_seconds: float
+) -> list[str]:
+    """Write one hint for each idle worker of a kind where one of them can run a job; return the jobs they are for.
+
+    A hint goes to whichever worker of the kind is next in line, which may not be the one that can run the job: hence
+    one for each. `num_hints` are in the broker already, and count. Jobs whose last hint is younger are left alone.
+    """
+    running = count_running(session)
+    idle = [capacity_of(worker) for worker in workers if accepts_jobs(worker) and not running[worker.id]]
+    woken = []
+    for kind in DEVICE_KINDS:
+        takers = [capacity for capacity in idle if kind in capacity.accepts]
+        missing = len(takers) - num_hints[kind] - _count_unsent(session, kind)
+        job_id = _find_waiting(session, takers, kind, older_than_seconds) if missing > 0 else None
+        if job_id is not None:
+            for _ in range(missing):
+                enqueue(session, job_id)
+            woken.append(job_id)
+    session.flush()
+    return woken
+
+
+def _count_unsent(session: Session, kind: DeviceKind) -> int:
+    query = select(func.count()).select_from(OutboxRow).join(JobRow, JobRow.id == OutboxRow.job_id)
+    return session.scalar(query.where(JobRow.needs_device == kind)) or 0
+
+
+def _find_waiting(
+    session: Session, takers: Sequence[Capacity], kind: DeviceKind, older_than_seconds: float
+) -> str | None:
+    runnable = or_(*(and_(*can_run(capacity, kind)) for capacity in set(takers)))
+    sent = JobRow.published_at < db_now(-older_than_seconds)
+    return session.scalar(select(JobRow.id).where(runnable, sent).order_by(JobRow.priority.desc()).limit(1))
