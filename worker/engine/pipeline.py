@@ -13,6 +13,8 @@ from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineResult, Plan
 from app.recipes.recipe import Format, Recipe, Target
 from worker.engine.artifacts import write_artifacts
+from worker.engine.checkpoints.keeper import Checkpoints
+from worker.engine.checkpoints.stop import StopRequest
 from worker.engine.environment import describe_environment
 from worker.engine.measure.compare import compare_layers
 from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
@@ -42,7 +44,7 @@ EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
 RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
 
 
-def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
+def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest) -> EngineResult:
     """Run the recipe of the plan on its model and return the metrics and the artifacts."""
     assert plan.model is not None
     assert plan.recipe is not None
@@ -78,6 +80,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
         reporter=reporter,
         open_original=None if untouched is None else untouched.copy,
         open_teacher=partial(_open_teacher, plan, directory),
+        checkpoints=None if plan.checkpoint_seconds is None else Checkpoints(plan, directory, reporter, stop),
     )
 
     reporter.enter("export")
@@ -104,16 +107,16 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
         baseline=pair.baseline,
         result=pair.result,
         comparison=pair.comparison,
-        steps=tuple(made.steps),
+        steps=tuple(made.record.steps),
         layers=compare_layers(layers, describe(made.module, ()).layers, count_nonzero_by_layer(made.module)),
-        sensitivity=tuple(made.sensitivity),
+        sensitivity=tuple(made.record.sensitivity),
         verdict=judge(
             pair.baseline,
             pair.result,
             pair.comparison,
             quality_change_error=pair.quality_change_error,
             quality_output=pair.quality_output,
-            warnings=(*made.warnings, *notes),
+            warnings=(*made.record.warnings, *notes),
         ),
         environment=describe_environment(plan),
     )
