@@ -26,7 +26,8 @@ class EventView(View):
     seq: int
     """Counts from 1 without gaps."""
     kind: str
-    """state: {state, attempt, reason?}; progress: {stage, step, fraction, eta_seconds, message, metrics}."""
+    """state: {state, attempt, reason?}; progress: {stage, step, fraction, eta_seconds, message, metrics};
+    checkpoint: {stage, step, fraction, size_bytes}; resumed: {stage, step, fraction}."""
     created_at: datetime
     """When it happened."""
     data: dict[str, Any]

@@ -2,9 +2,11 @@
 
 from datetime import datetime
 
+from sqlalchemy.orm import Session
+
 from app.api.views import ErrorView, View
-from app.db.tables import JobRow
-from app.jobs import State
+from app.db.tables import CheckpointRow, JobRow
+from app.jobs import State, find_newest
 from app.recipes.metrics import Verdict
 from app.recipes.recipe import Recipe
 
@@ -18,6 +20,26 @@ class ProgressView(View):
     """Expected time to the end, where it can be told."""
     message: str
     """What is being done."""
+
+
+class PlaceView(View):
+    """A place in a job's work."""
+
+    stage: str
+    """What the engine was doing."""
+    step: int | None
+    """Index into the recipe's steps where the stage is a step."""
+    fraction: float
+    """Of the whole job, from 0 to 1."""
+
+
+class CheckpointView(PlaceView):
+    """What the job can go on from after a crash."""
+
+    size_bytes: int
+    """Its size in storage."""
+    created_at: datetime
+    """When it was taken."""
 
 
 class JobLinks(View):
@@ -56,6 +78,10 @@ class JobView(View):
     """Executions so far, the current one included."""
     max_attempts: int
     """Executions before a retryable failure is final."""
+    checkpoint: CheckpointView | None
+    """The newest checkpoint; null where there is none, and once the job has succeeded."""
+    resumed_from: PlaceView | None
+    """Where the latest attempt went on; null where it started from the beginning."""
     error: ErrorView | None
     """Why it failed."""
     verdict: Verdict | None
@@ -89,8 +115,14 @@ class JobPage(View):
     """For the `cursor` of the next page; null on the last."""
 
 
-def describe_job(row: JobRow) -> JobView:
+def describe_one(session: Session, row: JobRow) -> JobView:
+    """Return what the user sees of a row and its newest checkpoint."""
+    return describe_job(row, find_newest(session, [row.id]).get(row.id))
+
+
+def describe_job(row: JobRow, checkpoint: CheckpointRow | None = None) -> JobView:
     """Return what the user sees of a row."""
+    places = ("stage", "step", "fraction")
     own = f"/v1/jobs/{row.id}"
     progress = row.progress
     return JobView.model_validate(
@@ -102,6 +134,10 @@ def describe_job(row: JobRow) -> JobView:
             "progress": {name: progress[name] for name in ("fraction", "eta_seconds", "message")},
             "attempt": row.attempt,
             "max_attempts": row.max_attempts,
+            "checkpoint": None
+            if checkpoint is None
+            else {name: getattr(checkpoint, name) for name in (*places, "size_bytes", "created_at")},
+            "resumed_from": row.resumed_from,
             "error": row.error,
             "verdict": row.verdict,
             "isolation": row.isolation,

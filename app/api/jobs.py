@@ -12,14 +12,24 @@ from sqlalchemy.orm import Session
 from app.api.cursors import Cursor, Limit, read_page
 from app.api.frame import HEAD_ONLY
 from app.api.idempotency import Answer, IdempotencyKey, answer_once, parse_key
-from app.api.job_views import JobPage, JobView, describe_job
+from app.api.job_views import JobPage, JobView, describe_job, describe_one
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
 from app.api.service import Parts, Service
 from app.api.views import View
 from app.db.tables import JobRow, LogRow
 from app.errors import Conflict, NotFound
-from app.jobs import State, cancel_job, delete_job, get_job, retry_job, submit_job, validate_submission
+from app.jobs import (
+    State,
+    cancel_job,
+    delete_bytes,
+    delete_job,
+    find_newest,
+    get_job,
+    retry_job,
+    submit_job,
+    validate_submission,
+)
 from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
 from app.recipes.recipe import Format, Recipe
@@ -149,35 +159,45 @@ def list_jobs(
         query = query.where(JobRow.state == status)
     with service.database.read() as session:
         rows, next_cursor = read_page(session, JobRow, owner, cursor, limit, query)
-        return JobPage(items=[describe_job(row) for row in rows], next_cursor=next_cursor)
+        newest = find_newest(session, [row.id for row in rows])
+        return JobPage(items=[describe_job(row, newest.get(row.id)) for row in rows], next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", operation_id="get_job", responses=problems(404))
 def show_job(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Show one job as it is now."""
     with service.database.read() as session:
-        return describe_job(get_job(session, owner, job_id))
+        return describe_one(session, get_job(session, owner, job_id))
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", status_code=202, responses=problems(404, 409))
 def post_cancel(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Cancel a job: a waiting one at once, a running one as soon as its processes have ended."""
     with service.database.session() as session:
-        return describe_job(cancel_job(session, owner, job_id))
+        return describe_one(session, cancel_job(session, owner, job_id))
 
 
-@router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409))
-def post_retry(service: Parts, owner: Owner, job_id: JobId) -> JobView:
-    """Queue a failed or cancelled job again, with a fresh set of attempts."""
+@router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409, 422))
+def post_retry(
+    service: Parts,
+    owner: Owner,
+    job_id: JobId,
+    fresh: Annotated[bool, Query(description="Start from the beginning, not from the last checkpoint.")] = False,
+) -> JobView:
+    """Queue a failed or cancelled job again, with a fresh set of attempts; it goes on from its last checkpoint."""
     with service.database.session() as session:
-        return describe_job(retry_job(session, service.settings, owner, job_id))
+        job = describe_one(session, retry_job(session, service.settings, owner, job_id, fresh=fresh))
+    if fresh:
+        delete_bytes(service.storage, job_id)
+    return job
 
 
 @router.delete("/{job_id}", operation_id="delete_job", status_code=204, responses=problems(404, 409))
 def remove_job(service: Parts, owner: Owner, job_id: JobId) -> None:
-    """Delete a finished job with its events, logs and artifacts."""
+    """Delete a finished job with its events, logs, checkpoints and artifacts."""
     with service.database.session() as session:
         delete_job(session, owner, job_id)
+    delete_bytes(service.storage, job_id)
 
 
 @router.get("/{job_id}/metrics", operation_id="get_metrics", response_model=Metrics, responses=problems(404, 409))

@@ -1,5 +1,14 @@
 """Jobs: the lifecycle and the use cases. Every function works in a transaction that its caller owns."""
 
+from app.jobs.checkpoints import (
+    Place,
+    StoredCheckpoint,
+    checkpoint_storage,
+    delete_bytes,
+    find_newest,
+    record_checkpoint,
+    record_resumed,
+)
 from app.jobs.checks import queue_check
 from app.jobs.claim import Claim, StoredFile, claim, heartbeat, record_progress
 from app.jobs.control import cancel_job, delete_job, get_job, retry_job
@@ -24,17 +33,22 @@ __all__ = [
     "TERMINAL",
     "Claim",
     "Hint",
+    "Place",
     "State",
+    "StoredCheckpoint",
     "StoredFile",
     "accepts_jobs",
     "append_event",
     "cancel_job",
     "check_move",
+    "checkpoint_storage",
     "claim",
     "confirm_cancelled",
     "count_waiting",
+    "delete_bytes",
     "delete_job",
     "fail",
+    "find_newest",
     "forget_workers",
     "get_job",
     "heartbeat",
@@ -43,7 +57,9 @@ __all__ = [
     "mark_sent",
     "queue_check",
     "reap_expired",
+    "record_checkpoint",
     "record_progress",
+    "record_resumed",
     "register_worker",
     "relay_outbox",
     "release",

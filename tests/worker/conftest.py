@@ -60,7 +60,12 @@ class Bench:
     marker: str
 
     def queue(
-        self, *acts: list[object], action: str = "optimize", deadline_seconds: int = 60, attempts: int = 3
+        self,
+        *acts: list[object],
+        action: str = "optimize",
+        deadline_seconds: int = 60,
+        attempts: int = 3,
+        recipe: dict[str, object] | None = None,
     ) -> str:
         """Queue a job whose engine does these acts; return its id."""
         with self.storage.writer() as writer:
@@ -73,9 +78,9 @@ class Bench:
             )  # fmt: skip
             session.add(model)
             session.flush()
-            recipe = RECIPE if action == "optimize" else None
             return queue_job(
-                session, owner="local", action=action, model_id=model.id, recipe=recipe,
+                session, owner="local", action=action, model_id=model.id,
+                recipe=recipe or RECIPE if action == "optimize" else None,
                 deadline_seconds=deadline_seconds, max_attempts=attempts,
             ).id  # fmt: skip
 

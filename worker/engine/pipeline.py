@@ -33,6 +33,7 @@ from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter, Stage
 from worker.engine.steps import expect_steps, run_steps
+from worker.engine.training.accumulation import split_batches
 from worker.engine.training.examples import BoundExamples, open_examples
 
 EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
@@ -48,7 +49,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
     """Run the recipe of the plan on its model and return the metrics and the artifacts."""
     assert plan.model is not None
     assert plan.recipe is not None
-    recipe = plan.recipe
+    recipe = split_batches(plan.recipe, plan.split_batches)
     reporter.expect(
         [
             Stage("open_model", 3.0),
@@ -116,7 +117,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
             pair.comparison,
             quality_change_error=pair.quality_change_error,
             quality_output=pair.quality_output,
-            warnings=(*made.record.warnings, *notes),
+            warnings=(*made.record.warnings, *notes, *_tell_split(plan)),
         ),
         environment=describe_environment(plan),
     )
@@ -138,6 +139,15 @@ def _open_examples(plan: Plan, program: Program, directory: Path) -> BoundExampl
     unpacked = directory / "tmp" / "examples"
     unpacked.mkdir()
     return open_examples(plan.recipe.data, files, program.signature, plan.recipe.seed, unpacked, program.tokenizer)
+
+
+def _tell_split(plan: Plan) -> tuple[str, ...]:
+    if plan.split_batches == 1:
+        return ()
+    return (
+        f"Memory ran out in training, so each batch was taken in {plan.split_batches} times as many parts as the "
+        "recipe says (accumulate): the same steps, but for batch norms, which saw one part at a time.",
+    )
 
 
 def _needs_original(recipe: Recipe) -> bool:
