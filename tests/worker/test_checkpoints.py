@@ -79,9 +79,9 @@ def test_the_next_attempt_gets_what_the_killed_one_wrote(bench: Bench, slot: Slo
 
 
 def test_only_the_newest_two_are_kept(bench: Bench, slot: Slot) -> None:
-    acts: list[list[object]] = [
-        act for text in ("one", "two", "three", "four") for act in (["checkpoint", text], ["sleep", 0.5])
-    ]
+    acts: list[list[object]] = []
+    for text in ("one", "two", "three", "four"):
+        acts += [["checkpoint", text], ["sleep", 0.5]]
 
     job = run(bench, slot, *acts, ["sleep", 1], KILLED)
 
