@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     """Memory limit of an engine process."""
     engine_threads: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=1024)
     """Threads of an engine process for training and checks."""
+    checkpoint_seconds: float = Field(120, ge=0)
+    """How often a job that trains writes down what it would need to go on after a crash; 0: after every step."""
     max_log_bytes: int = Field(8 * MIB, ge=1 * KIB)
     """The log of one attempt is cut here."""
     max_artifact_bytes: int = Field(16 * GIB, ge=1)

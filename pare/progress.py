@@ -70,6 +70,9 @@ class ProgressDisplay:
             eta = f", {data['eta_seconds']:.0f} s left" if data.get("eta_seconds") else ""
             self._show_job(stage, float(data.get("fraction", 0.0)), f"{stage}{message}{eta}")
 
+        elif event.kind == "resumed":
+            self._show_job("resumed", data["fraction"], f"resumed from a checkpoint in {data['stage']}")
+
     def _show_job(self, stage: str, fraction: float | None, note: str) -> None:
         if self._live:
             self._update("job", fraction, note)

@@ -183,9 +183,10 @@ class Jobs:
         """Ask for an end; a running job is `cancelling` until its process is gone."""
         return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/cancel", repeatable=True).json())
 
-    def retry(self, id: str) -> Job:
-        """Queue a failed or cancelled job again."""
-        return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/retry").json())
+    def retry(self, id: str, *, fresh: bool = False) -> Job:
+        """Queue a failed or cancelled job again: from its last checkpoint, or from the beginning if `fresh`."""
+        params = {"fresh": "true"} if fresh else None
+        return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/retry", params=params).json())
 
     def delete(self, id: str) -> None:
         """Delete a finished job with its artifacts."""

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from app.errors import PareError, StorageFull
-from app.jobs import Claim, confirm_cancelled, fail, release, succeed
+from app.jobs import Claim, Place, checkpoint_storage, confirm_cancelled, fail, release, succeed
 from app.recipes.plan import Action, EngineError, EngineResult, Plan
+from app.recipes.training import TrainingSettings
 from app.storage import Blob
+from worker.checkpoints import CheckpointShelf
 from worker.engine_process import EngineProcess
 from worker.failures import (
     AttemptCancelled,
@@ -24,6 +26,7 @@ from worker.failures import (
     AttemptReleased,
     defect,
     describe_exit,
+    describe_second_shortage,
 )
 from worker.job_files import check_artifacts, check_disk, place_artifacts, place_inputs, read_result, write_plan
 from worker.lease import Lease
@@ -47,7 +50,12 @@ class Attempt:
         self._claim = held
         self._claimed_at = claimed_at
         self._lease = Lease(supervisor.database, held, supervisor.settings, supervisor.worker, claimed_at)
-        self._engines: list[EngineProcess] = []
+        self._engines: list[tuple[str, EngineProcess]] = []
+        """With what each was for, in the order they were taken."""
+        storage, job_id = supervisor.storage, held.job_id
+        max_bytes = min(supervisor.settings.max_artifact_bytes, supervisor.worker.max_disk_bytes)
+        self._next_checkpoint_at = 0.0
+        self._shelf = CheckpointShelf(checkpoint_storage(storage, job_id), held.checkpoints, max_bytes)
 
     def run(self) -> None:
         """Run the action; whatever happens, end what was started and write the outcome."""
@@ -67,32 +75,27 @@ class Attempt:
             _log.exception("the worker failed", job_id=self._claim.job_id)
             outcome = AttemptFailed(defect("worker_failed", "the worker failed; its log says why", retryable=True))
         finally:
-            for engine in self._engines:
+            for _, engine in self._engines:
                 engine.kill()
         try:
             self._finish(outcome)
         finally:
             self._lease.release()
-            for engine in self._engines:
+            for _, engine in self._engines:
                 engine.remove()
 
     def _act(self) -> EngineResult:
         held, settings = self._claim, self._supervisor.settings
-        engine = self._take_engine()
-        inputs = place_inputs(engine.directory, held, self._supervisor.storage)
-        plan = Plan(
-            action=cast(Action, held.action),
-            model=inputs.model,
-            teachers=inputs.teachers,
-            datasets=inputs.datasets,
-            recipe=held.recipe,
-            num_threads=settings.engine_threads,
-            isolation=tuple(self._supervisor.isolation.layers),
-        )
-        self._work(engine, plan)
-        if engine.inbox.first_line_at is not None:
-            self._supervisor.first_line_seconds.append(engine.inbox.first_line_at - self._claimed_at)
-        result = self._read(engine, held.action)
+        try:
+            engine, plan, result = self._try(split_batches=1)
+        except AttemptFailed as failed:
+            if not self._can_split(failed.error):
+                raise
+            _log.warning("memory ran out; once more with smaller parts", job_id=held.job_id)
+            try:
+                engine, plan, result = self._try(split_batches=2)
+            except AttemptFailed as again:
+                raise AttemptFailed(describe_second_shortage(again.error)) from None
         check_artifacts(
             engine.directory,
             result,
@@ -104,17 +107,49 @@ class Attempt:
             self._verify(engine, plan, tuple(artifact.name for artifact in result.artifacts))
         return result
 
+    def _try(self, *, split_batches: int) -> tuple[EngineProcess, Plan, EngineResult]:
+        """Run the action in an engine of its own, from the newest checkpoint on."""
+        held, settings = self._claim, self._supervisor.settings
+        engine = self._take_engine("work")
+        inputs = place_inputs(engine.directory, held, self._supervisor.storage)
+        resumable = held.action == "optimize"
+        plan = Plan(
+            action=cast(Action, held.action),
+            model=inputs.model,
+            teachers=inputs.teachers,
+            datasets=inputs.datasets,
+            recipe=held.recipe,
+            num_threads=settings.engine_threads,
+            isolation=tuple(self._supervisor.isolation.layers),
+            checkpoint_seconds=settings.checkpoint_seconds if resumable else None,
+            checkpoints=self._shelf.place(engine.directory) if resumable else (),
+            split_batches=split_batches,
+        )
+        self._work(engine, plan)
+        if engine.inbox.first_line_at is not None:
+            self._supervisor.first_line_seconds.append(engine.inbox.first_line_at - self._claimed_at)
+        return engine, plan, self._read(engine, held.action)
+
+    def _can_split(self, error: EngineError) -> bool:
+        """Whether memory ran out in a step whose batches can be taken in smaller parts."""
+        recipe, last = self._claim.recipe, self._engines[-1][1].inbox.last
+        if error.code != "out_of_memory" or recipe is None or last is None or last.step is None:
+            return False
+        step = recipe.steps[last.step] if last.step < len(recipe.steps) else None
+        training = step if isinstance(step, TrainingSettings) else getattr(step, "training", None)
+        return training is not None and training.batch_size > training.accumulate
+
     def _verify(self, source: EngineProcess, plan: Plan, names: tuple[str, ...]) -> None:
         """Have a fresh process reload every artifact before the job may succeed."""
-        engine = self._take_engine()
+        engine = self._take_engine("verify")
         place_artifacts(source.directory, engine.directory, names)
-        left_out = {"model": None, "teachers": (), "datasets": ()}
+        left_out = {"model": None, "teachers": (), "datasets": (), "checkpoints": (), "checkpoint_seconds": None}
         self._work(engine, plan.model_copy(update={"action": "verify", "artifacts": names, **left_out}))
         self._read(engine, "verify")
 
-    def _take_engine(self) -> EngineProcess:
+    def _take_engine(self, purpose: str) -> EngineProcess:
         engine = self._supervisor.standby.take(_START_SECONDS, give_up=self._must_end)
-        self._engines.append(engine)
+        self._engines.append((purpose, engine))
         return engine
 
     def _work(self, engine: EngineProcess, plan: Plan) -> None:
@@ -130,6 +165,7 @@ class Attempt:
             while (status := engine.exit_status()) is None:
                 self._check_end()
                 self._check_times(engine)
+                self._follow_checkpoints(engine, self._check_end)
                 if time.monotonic() - disk_looked_at > _DISK_LOOK_SECONDS:
                     check_disk(engine.directory, self._supervisor.worker.max_disk_bytes)
                     disk_looked_at = time.monotonic()
@@ -137,15 +173,55 @@ class Attempt:
         except (AttemptCancelled, AttemptFailed):
             self._end_politely(engine)
             raise
+        except AttemptReleased:
+            if plan.checkpoint_seconds is not None:
+                self._hand_over(engine)
+            raise
         engine.kill()  # what it left behind, and the end of its pipes
         if status != 0:
+            self._follow_checkpoints(engine, self._check_end)
             raise AttemptFailed(describe_exit(status, engine.log.last_bytes()))
+
+    def _follow_checkpoints(self, engine: EngineProcess, check_end: Callable[[], None]) -> None:
+        """Store what the engine wrote since the last look, and note what it goes on from."""
+        resumed = engine.inbox.take_resumed()
+        if resumed is not None and (place := self._shelf.find(resumed)) is not None:
+            self._lease.tell(place)
+        self._shelf.delete(self._lease.take_dropped())
+        if time.monotonic() < self._next_checkpoint_at or (told := engine.inbox.take_checkpoint()) is None:
+            return
+        assert told.checkpoint is not None
+        started_at = time.monotonic()
+        place = Place(told.stage, told.step, told.fraction)
+        stored = self._shelf.take(engine.directory, told.checkpoint, place, check_end)
+        if stored is not None:
+            self._lease.tell(stored)
+        # An engine that tells of one after the other must not keep the worker from all else.
+        self._next_checkpoint_at = 2 * time.monotonic() - started_at
+
+    def _hand_over(self, engine: EngineProcess) -> None:
+        """Let the engine write a last checkpoint, for the worker that takes the job next."""
+        engine.ask_to_stop()
+        end = time.monotonic() + self._supervisor.worker.checkpoint_grace_seconds
+        while engine.exit_status() is None and time.monotonic() < end and not self._must_end_at_once():
+            time.sleep(_LOOK_SECONDS)
+        engine.kill()
+        if not self._must_end_at_once():
+            self._next_checkpoint_at = 0.0
+            self._follow_checkpoints(engine, self._check_lost)
 
     def _read(self, engine: EngineProcess, action: str) -> EngineResult:
         result = read_result(engine.directory, action)
         if result.error is not None:
             raise AttemptFailed(result.error)
         return result
+
+    def _must_end_at_once(self) -> bool:
+        return self._lease.lost or self._lease.cancelled
+
+    def _check_lost(self) -> None:
+        if self._lease.lost:
+            raise AttemptLost
 
     def _must_end(self) -> bool:
         return self._lease.lost or self._lease.cancelled or self._supervisor.stopping.is_set()
@@ -197,6 +273,8 @@ class Attempt:
         if not self._lease.release() or self._lease.lost:
             return
         written = self._write(outcome, blobs, log)
+        if written and isinstance(outcome, EngineResult) and not self._lease.cancelled:
+            self._shelf.clear()
         name = type(outcome).__name__ if isinstance(outcome, AttemptEnded) else "succeeded"
         _log.info(
             "finished",
@@ -208,7 +286,8 @@ class Attempt:
         )
 
     def _store_artifacts(self, result: EngineResult) -> dict[str, Blob]:
-        folder = self._engines[0].directory / "out" / "artifacts"
+        worked = next(engine for purpose, engine in reversed(self._engines) if purpose == "work")
+        folder = worked.directory / "out" / "artifacts"
         blobs = {
             artifact.name: self._supervisor.storage.put_file(folder / artifact.name) for artifact in result.artifacts
         }
@@ -219,9 +298,9 @@ class Attempt:
     def _store_log(self) -> Blob | None:
         if not self._engines:
             return None
-        first = self._engines[0]
-        for engine in self._engines[1:]:
-            first.log.write(b"[verify]\n" + engine.log.last_bytes(64 * 1024))
+        _, first = self._engines[0]
+        for purpose, engine in self._engines[1:]:
+            first.log.write(f"[{purpose}]\n".encode() + engine.log.last_bytes(64 * 1024))
         return self._supervisor.storage.put_file(first.log.close())
 
     def _write(self, outcome: EngineResult | AttemptEnded, blobs: dict[str, Blob], log: Blob | None) -> bool:

@@ -36,11 +36,17 @@ class EngineProcess:
 
     def go(self) -> None:
         """Let it begin with DIR/in/plan.json. An engine that is already dead is met by whoever waits for it."""
+        self._say(b"go\n")
+
+    def ask_to_stop(self) -> None:
+        """Let it write a checkpoint if it can, and end."""
+        self._say(b"stop\n")
+
+    def _say(self, line: bytes) -> None:
         stdin = self.sandbox.process.stdin
         assert stdin is not None
         with contextlib.suppress(OSError):
-            stdin.write(b"go\n")
-            stdin.close()
+            stdin.write(line)
 
     def exit_status(self) -> int | None:
         """Return None while it runs; 128 + n when signal n ended it."""

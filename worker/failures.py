@@ -46,6 +46,17 @@ def defect(code: str, detail: str, *, retryable: bool = False) -> EngineError:
     return EngineError(code=code, detail=detail, fix=_DEFECT, retryable=retryable)
 
 
+def describe_second_shortage(error: EngineError) -> EngineError:
+    """Say that smaller parts of batches did not help either, where it was memory again."""
+    if error.code != "out_of_memory":
+        return error
+    return EngineError(
+        code=error.code,
+        detail=f"{error.detail}; it did so before, with batches in half as many parts",
+        fix="Use a smaller model or batch_size, or a larger accumulate, or raise PARE_ENGINE_MEMORY_BYTES.",
+    )
+
+
 def describe_exit(status: int, log_tail: bytes) -> EngineError:
     """Say why an engine ended with this status and without a result."""
     if _MEMORY_WORDS.search(log_tail):

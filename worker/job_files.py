@@ -87,7 +87,7 @@ def write_plan(directory: Path, plan: Plan) -> None:
 def read_result(directory: Path, action: str) -> EngineResult:
     """Read and check out/result.json; raises AttemptFailed."""
     try:
-        handle = _open_plain(directory / "out", "result.json")
+        handle = open_plain(directory / "out", "result.json")
     except FileNotFoundError:
         raise AttemptFailed(defect("no_result", "the engine ended without an error and without a result")) from None
     except OSError as error:
@@ -136,7 +136,7 @@ def check_artifacts(
         raise AttemptFailed(defect("artifact_too_large", detail))
     for artifact in result.artifacts:
         try:
-            handle = _open_plain(directory / "out", "artifacts", artifact.name)
+            handle = open_plain(directory / "out", "artifacts", artifact.name)
         except OSError as error:
             detail = f"artifact {artifact.name} is not a plain file: {error.strerror}"
             raise AttemptFailed(defect("bad_artifact", detail)) from None
@@ -155,7 +155,7 @@ def check_artifacts(
             raise AttemptFailed(defect("bad_artifact", detail))
 
 
-def _open_plain(directory: Path, *names: str) -> int:
+def open_plain(directory: Path, *names: str) -> int:
     """Open a regular file below `directory` without following any link."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     for name in names[:-1]:

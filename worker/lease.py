@@ -6,6 +6,7 @@ watches the engine: it sees the lease run out by its own clock.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from sqlalchemy import select
@@ -13,14 +14,25 @@ from sqlalchemy import select
 from app.db.session import Database
 from app.db.tables import JobRow
 from app.errors import PareError
-from app.jobs import Claim, State, heartbeat, record_progress
-from app.jobs.claim import held
+from app.jobs import (
+    Claim,
+    Place,
+    State,
+    StoredCheckpoint,
+    heartbeat,
+    record_checkpoint,
+    record_progress,
+    record_resumed,
+)
+from app.jobs.lifecycle import held
 from app.recipes.plan import Progress
 from app.settings import Settings
 from worker.settings import WorkerSettings
 
 _RETRY_SECONDS = 0.5
 _MAX_UNWRITTEN = 200
+_MAX_CHECKPOINTS = 10_000
+"""Of one attempt: each is an event."""
 
 
 class Lease(threading.Thread):
@@ -42,6 +54,9 @@ class Lease(threading.Thread):
         self._source: Callable[[], list[Progress]] = list
         self._unwritten: list[Progress] = []
         self._events_left = settings.max_events_per_attempt
+        self._news: deque[StoredCheckpoint | Place] = deque()
+        self._checkpoints_left = _MAX_CHECKPOINTS
+        self._dropped: deque[str] = deque()
 
     @property
     def lost(self) -> bool:
@@ -56,6 +71,14 @@ class Lease(threading.Thread):
     def follow(self, source: Callable[[], list[Progress]]) -> None:
         """Take progress from `source`."""
         self._source = source
+
+    def tell(self, news: StoredCheckpoint | Place) -> None:
+        """Record a checkpoint that was stored, or the place that the work goes on from."""
+        self._news.append(news)
+
+    def take_dropped(self) -> list[str]:
+        """Return the digests of checkpoints that no row names any more, each once."""
+        return [self._dropped.popleft() for _ in range(len(self._dropped))]
 
     def release(self) -> bool:
         """Write the last progress and end the thread; False where it hangs in the database."""
@@ -106,6 +129,27 @@ class Lease(threading.Thread):
             self._is_cancelled = True
 
     def _report(self) -> None:
+        self._report_progress()
+        while self._news and not self._is_lost:
+            self._record(self._news[0])
+            self._news.popleft()
+
+    def _record(self, news: StoredCheckpoint | Place) -> None:
+        job_id, epoch = self._claim.job_id, self._claim.epoch
+        with self._database.session() as session:
+            if isinstance(news, Place):
+                self._is_lost = not record_resumed(session, job_id, epoch, news)
+                return
+            if self._checkpoints_left <= 0:
+                return
+            dropped = record_checkpoint(session, job_id, epoch, news)
+        self._checkpoints_left -= 1
+        if dropped is None:
+            self._is_lost = True
+        else:
+            self._dropped.extend(dropped)
+
+    def _report_progress(self) -> None:
         self._unwritten += self._source()
         waiting = self._unwritten[-_MAX_UNWRITTEN:]
         if not waiting:

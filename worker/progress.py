@@ -28,6 +28,10 @@ class ProgressInbox:
         self._too_long = False
         self._waiting: deque[Progress] = deque(maxlen=_MAX_WAITING)
         self._fraction = 0.0
+        self.last: Progress | None = None
+        """The newest line."""
+        self._checkpoint: Progress | None = None
+        self._resumed: str | None = None
 
     def feed(self, data: bytes) -> list[bytes]:
         """Take more of stdout; return the lines that are not progress, for the log."""
@@ -58,6 +62,10 @@ class ProgressInbox:
                 self.first_line_at = self.last_line_at
             self._fraction = max(self._fraction, progress.fraction)
             progress = progress.model_copy(update={"fraction": self._fraction, **_clean(progress)})
+            if progress.checkpoint is not None:
+                self._checkpoint = progress
+            self._resumed = progress.resumed or self._resumed
+            self.last = progress
             last = self._waiting[-1] if self._waiting else None
             if last is not None and (last.stage, last.step) == (progress.stage, progress.step):
                 self._waiting.pop()
@@ -70,6 +78,18 @@ class ProgressInbox:
             waiting = list(self._waiting)
             self._waiting.clear()
         return waiting
+
+    def take_checkpoint(self) -> Progress | None:
+        """Return the newest line that tells of a checkpoint, once."""
+        with self._lock:
+            told, self._checkpoint = self._checkpoint, None
+        return told
+
+    def take_resumed(self) -> str | None:
+        """Return the name of the checkpoint that the engine says it goes on from, once."""
+        with self._lock:
+            name, self._resumed = self._resumed, None
+        return name
 
 
 def _clean(progress: Progress) -> dict[str, object]:

@@ -33,6 +33,8 @@ class WorkerSettings(BaseSettings):
     """Keep an engine process warm, so that a job starts at once."""
     stop_seconds: float = Field(25, ge=0)
     """How long a stopping worker lets its jobs go on before it gives them back."""
+    checkpoint_grace_seconds: float = Field(5, ge=0)
+    """How long an engine may take to write a checkpoint when its job is given back."""
     progress_timeout_seconds: float = Field(3600, gt=0)
     """An engine that says nothing for this long is stuck."""
     progress_interval_seconds: float = Field(0.25, gt=0)

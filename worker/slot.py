@@ -83,7 +83,7 @@ def _outlive(slot: Slot, parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_SECONDS)
     slot.supervisor.stopping.set()
-    end = time.monotonic() + _LAST_SECONDS
+    end = time.monotonic() + slot.supervisor.worker.checkpoint_grace_seconds + _LAST_SECONDS
     while slot.supervisor.busy and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
     slot.close()

@@ -27,7 +27,8 @@ class EventView(View):
     """Counts from 1 without gaps."""
     kind: str
     """state: {state, attempt, reason?}; progress: {stage, step, fraction, eta_seconds, message, metrics}; waiting:
-    {reason, detail, fix} when no living worker can run the job, {reason: null} when one can again."""
+    {reason, detail, fix} when no living worker can run the job, {reason: null} when one can again;
+    checkpoint: {stage, step, fraction, size_bytes}; resumed: {stage, step, fraction}."""
     created_at: datetime
     """When it happened."""
     data: dict[str, Any]

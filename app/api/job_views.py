@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Literal
 
 from app.api.views import ErrorView, View
-from app.db.tables import JobRow, WorkerRow
+from app.db.tables import CheckpointRow, JobRow, WorkerRow
 from app.jobs import JobNeeds, State, explain_wait, needs_of
 from app.recipes.metrics import Verdict
 from app.recipes.needs import DeviceKind
@@ -47,6 +47,26 @@ class WaitView(View):
     """What to do about it."""
 
 
+class PlaceView(View):
+    """A place in a job's work."""
+
+    stage: str
+    """What the engine was doing."""
+    step: int | None
+    """Index into the recipe's steps where the stage is a step."""
+    fraction: float
+    """Of the whole job, from 0 to 1."""
+
+
+class CheckpointView(PlaceView):
+    """What the job can go on from after a crash."""
+
+    size_bytes: int
+    """Its size in storage."""
+    created_at: datetime
+    """When it was taken."""
+
+
 class JobLinks(View):
     """Where to find what belongs to a job."""
 
@@ -83,6 +103,10 @@ class JobView(View):
     """Executions so far, the current one included."""
     max_attempts: int
     """Executions before a retryable failure is final."""
+    checkpoint: CheckpointView | None
+    """The newest checkpoint; null where there is none, and once the job has succeeded."""
+    resumed_from: PlaceView | None
+    """Where the latest attempt went on; null where it started from the beginning."""
     error: ErrorView | None
     """Why it failed."""
     verdict: Verdict | None
@@ -138,9 +162,15 @@ def describe_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> WaitView | N
     return WaitView(reason=wait.reason, detail=wait.detail, fix=wait.fix) if wait is not None else None
 
 
-def describe_job(row: JobRow, workers: Sequence[WorkerRow], num_jobs_ahead: int | None = None) -> JobView:
-    """Return what the user sees of a row, the living workers being these."""
+def describe_job(
+    row: JobRow,
+    workers: Sequence[WorkerRow],
+    num_jobs_ahead: int | None = None,
+    checkpoint: CheckpointRow | None = None,
+) -> JobView:
+    """Return what the user sees of a row and its newest checkpoint, the living workers being these."""
     needs = needs_of(row)
+    places = ("stage", "step", "fraction")
     own = f"/v1/jobs/{row.id}"
     progress = row.progress
     return JobView.model_validate(
@@ -152,6 +182,10 @@ def describe_job(row: JobRow, workers: Sequence[WorkerRow], num_jobs_ahead: int 
             "progress": {name: progress[name] for name in ("fraction", "eta_seconds", "message")},
             "attempt": row.attempt,
             "max_attempts": row.max_attempts,
+            "checkpoint": None
+            if checkpoint is None
+            else {name: getattr(checkpoint, name) for name in (*places, "size_bytes", "created_at")},
+            "resumed_from": row.resumed_from,
             "error": row.error,
             "verdict": row.verdict,
             "isolation": row.isolation,

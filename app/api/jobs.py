@@ -23,8 +23,10 @@ from app.jobs import (
     State,
     cancel_job,
     count_ahead,
+    delete_bytes,
     delete_job,
     derive_needs,
+    find_newest,
     get_job,
     list_workers,
     retry_job,
@@ -169,7 +171,9 @@ def list_jobs(
     with service.database.read() as session:
         rows, next_cursor = read_page(session, JobRow, owner, cursor, limit, query)
         workers = list_workers(session, service.settings.worker_seen_seconds)
-        return JobPage(items=[describe_job(row, workers) for row in rows], next_cursor=next_cursor)
+        newest = find_newest(session, [row.id for row in rows])
+        items = [describe_job(row, workers, checkpoint=newest.get(row.id)) for row in rows]
+        return JobPage(items=items, next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", operation_id="get_job", responses=problems(404))
@@ -186,18 +190,27 @@ def post_cancel(service: Parts, owner: Owner, job_id: JobId) -> JobView:
         return _describe(session, service, cancel_job(session, owner, job_id))
 
 
-@router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409))
-def post_retry(service: Parts, owner: Owner, job_id: JobId) -> JobView:
-    """Queue a failed or cancelled job again, with a fresh set of attempts."""
+@router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409, 422))
+def post_retry(
+    service: Parts,
+    owner: Owner,
+    job_id: JobId,
+    fresh: Annotated[bool, Query(description="Start from the beginning, not from the last checkpoint.")] = False,
+) -> JobView:
+    """Queue a failed or cancelled job again, with a fresh set of attempts; it goes on from its last checkpoint."""
     with service.database.session() as session:
-        return _describe(session, service, retry_job(session, service.settings, owner, job_id))
+        job = _describe(session, service, retry_job(session, service.settings, owner, job_id, fresh=fresh))
+    if fresh:
+        delete_bytes(service.storage, job_id)
+    return job
 
 
 @router.delete("/{job_id}", operation_id="delete_job", status_code=204, responses=problems(404, 409))
 def remove_job(service: Parts, owner: Owner, job_id: JobId) -> None:
-    """Delete a finished job with its events, logs and artifacts."""
+    """Delete a finished job with its events, logs, checkpoints and artifacts."""
     with service.database.session() as session:
         delete_job(session, owner, job_id)
+    delete_bytes(service.storage, job_id)
 
 
 @router.get("/{job_id}/metrics", operation_id="get_metrics", response_model=Metrics, responses=problems(404, 409))
@@ -274,8 +287,9 @@ def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
 
 
 def _describe(session: Session, service: Service, job: JobRow) -> JobView:
-    """Return the view of one job, with its place in the queue."""
+    """Return the view of one job, with its place in the queue and its newest checkpoint."""
     num_jobs_ahead = None
     if State(job.state) is State.QUEUED:
         num_jobs_ahead = count_ahead(session, job.needs_device, job.priority, job.owner, job)
-    return describe_job(job, list_workers(session, service.settings.worker_seen_seconds), num_jobs_ahead)
+    workers = list_workers(session, service.settings.worker_seen_seconds)
+    return describe_job(job, workers, num_jobs_ahead, find_newest(session, [job.id]).get(job.id))

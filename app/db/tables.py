@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.db.types import UtcDateTime
@@ -120,6 +120,8 @@ class JobRow(Base):
     """Names of the isolation layers active in the latest attempt."""
     last_seq: Mapped[int]
     """The sequence number of the newest event."""
+    resumed_from: Mapped[JsonValue | None]
+    """stage, step, fraction of the checkpoint that the latest attempt went on from."""
 
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
@@ -146,7 +148,7 @@ class EventRow(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
-    """state, progress or log."""
+    """state, progress, checkpoint or resumed."""
     data: Mapped[JsonValue]
     created_at: Mapped[datetime]
 
@@ -166,6 +168,26 @@ class ArtifactRow(Base):
     epoch: Mapped[int]
     created_at: Mapped[datetime]
     __table_args__ = (UniqueConstraint("job_id", "name"),)
+
+
+class CheckpointRow(Base):
+    """What a job can go on from after a crash: a blob in its own section of storage. Dropped when the job succeeds."""
+
+    __tablename__ = "checkpoints"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    """That of the event that tells of it."""
+    epoch: Mapped[int]
+    """Of the attempt that wrote it."""
+    stage: Mapped[str] = mapped_column(String(50))
+    step: Mapped[int | None] = mapped_column(Integer)
+    """Index into recipe.steps where the stage is a step."""
+    fraction: Mapped[float] = mapped_column(Float)
+    """Of the whole job."""
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int]
+    created_at: Mapped[datetime]
 
 
 class OutboxRow(Base):

@@ -1,5 +1,14 @@
 """Jobs: the lifecycle and the use cases. Every function works in a transaction that its caller owns."""
 
+from app.jobs.checkpoints import (
+    Place,
+    StoredCheckpoint,
+    checkpoint_storage,
+    delete_bytes,
+    find_newest,
+    record_checkpoint,
+    record_resumed,
+)
 from app.jobs.checks import queue_check
 from app.jobs.claim import Claim, StoredFile, claim, claim_next, heartbeat, record_progress
 from app.jobs.control import cancel_job, delete_job, get_job, retry_job
@@ -31,7 +40,9 @@ __all__ = [
     "Claim",
     "Hint",
     "JobNeeds",
+    "Place",
     "State",
+    "StoredCheckpoint",
     "StoredFile",
     "Wait",
     "accepts_jobs",
@@ -39,16 +50,19 @@ __all__ = [
     "cancel_job",
     "capacity_of",
     "check_move",
+    "checkpoint_storage",
     "claim",
     "claim_next",
     "confirm_cancelled",
     "count_ahead",
     "count_running",
     "count_waiting",
+    "delete_bytes",
     "delete_job",
     "derive_needs",
     "explain_wait",
     "fail",
+    "find_newest",
     "forget_workers",
     "get_job",
     "heartbeat",
@@ -59,7 +73,9 @@ __all__ = [
     "note_waits",
     "queue_check",
     "reap_expired",
+    "record_checkpoint",
     "record_progress",
+    "record_resumed",
     "register_worker",
     "relay_outbox",
     "release",

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, func, null, select, update
+from sqlalchemy import func, null, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.tables import DatasetRow, JobRow, ModelRow
+from app.jobs.checkpoints import StoredCheckpoint, list_checkpoints
 from app.jobs.events import change_with_event
-from app.jobs.lifecycle import OWNED, State, move
+from app.jobs.lifecycle import State, held, move
 from app.jobs.needs import Capacity
 from app.jobs.order import pick_next, take_turn
 from app.jobs.teachers import name_teachers
@@ -51,6 +52,8 @@ class Claim:
     """optimize: the other models that steps of the recipe learn from."""
     deadline_seconds: int
     """Run time limit of this attempt."""
+    checkpoints: tuple[StoredCheckpoint, ...] = ()
+    """What earlier attempts left, newest first."""
 
     @property
     def is_last_attempt(self) -> bool:
@@ -90,6 +93,7 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
             "stage": "claimed",
             "progress": NO_PROGRESS,
             "isolation": [],
+            "resumed_from": null(),
         },
     )
     if job is None:
@@ -113,6 +117,7 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
         datasets=tuple(_describe(datasets[name]) for name in names),
         teachers=tuple(_describe(teachers[name]) for name in taught_by),
         deadline_seconds=job.deadline_seconds,
+        checkpoints=list_checkpoints(session, job_id),
     )
 
 
@@ -133,18 +138,18 @@ def heartbeat(
 
 def record_progress(session: Session, job_id: str, epoch: int, progress: Progress) -> bool:
     """Show progress and append it as an event; return False where the job is lost."""
-    data = progress.model_dump(mode="json")
+    data = _dump(progress)
     job = change_with_event(session, job_id, "progress", data, only_if=held(epoch), values=_describe_progress(progress))
     return job is not None
 
 
-def held(epoch: int) -> tuple[ColumnElement[bool], ...]:
-    """Return the conditions under which the claim with this epoch still holds its job."""
-    return (JobRow.epoch == epoch, JobRow.state.in_(OWNED))
-
-
 def _describe_progress(progress: Progress) -> dict[str, object]:
-    return {"stage": progress.stage, "progress": progress.model_dump(mode="json")}
+    return {"stage": progress.stage, "progress": _dump(progress)}
+
+
+def _dump(progress: Progress) -> dict[str, object]:
+    # Checkpoints have rows and events of their own.
+    return progress.model_dump(mode="json", exclude={"checkpoint", "resumed"})
 
 
 def _describe(row: ModelRow | DatasetRow) -> StoredFile:

@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 from app.db.clock import db_now
 from app.db.tables import JobRow, ModelRow
 from app.errors import Conflict, NotFound
+from app.jobs.checkpoints import drop_checkpoints
 from app.jobs.endings import WAITING
 from app.jobs.lifecycle import TERMINAL, State, move
 from app.jobs.outbox import enqueue
@@ -43,8 +44,11 @@ def cancel_job(session: Session, owner: str, job_id: str) -> JobRow:
     return job
 
 
-def retry_job(session: Session, settings: Settings, owner: str, job_id: str) -> JobRow:
-    """Queue a failed or cancelled job again, with a fresh set of attempts."""
+def retry_job(session: Session, settings: Settings, owner: str, job_id: str, *, fresh: bool = False) -> JobRow:
+    """Queue a failed or cancelled job again, with a fresh set of attempts.
+
+    It goes on from its last checkpoint; with `fresh` it forgets them and starts from the beginning.
+    """
     job = get_job(session, owner, job_id, for_update=True)
     if State(job.state) not in (State.FAILED, State.CANCELLED):
         raise Conflict(
@@ -75,6 +79,8 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str) -> 
                 code="model_deleted",
                 fix="Upload the model again and submit a new job.",
             )
+    if fresh:
+        drop_checkpoints(session, job_id)
     values = WAITING | {
         # Attempts count on, so that the logs of earlier ones keep their numbers.
         "max_attempts": job.attempt + settings.max_attempts,
@@ -82,6 +88,7 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str) -> 
         "started_at": null(),
         "finished_at": null(),
         "isolation": [],
+        "resumed_from": null(),
     }
     sources = [State.FAILED, State.CANCELLED]
     moved = _moved(move(session, job_id, sources=sources, target=State.QUEUED, reason="retry", values=values))
@@ -90,7 +97,7 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str) -> 
 
 
 def delete_job(session: Session, owner: str, job_id: str) -> None:
-    """Delete a finished job with its events, logs and artifacts."""
+    """Delete a finished job with its events, logs, checkpoints and artifacts."""
     job = get_job(session, owner, job_id, for_update=True)
     if State(job.state) not in TERMINAL:
         raise Conflict(f"job {job_id} is {job.state}", code="job_unfinished", fix="Cancel it first.")

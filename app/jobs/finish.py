@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from app.db.clock import db_now
 from app.db.tables import ArtifactRow, JobRow, LogRow
 from app.ids import new_id
+from app.jobs.checkpoints import drop_checkpoints
 from app.jobs.checks import accept_upload
 from app.jobs.claim import Claim
 from app.jobs.endings import ENDED, end_cancelled, end_failed, requeue
@@ -26,7 +27,10 @@ def succeed(
     isolation: Layers,
     log: Blob | None = None,
 ) -> bool:
-    """Finish the job with its artifacts, or settle the checked upload. False: lost or cancelled; nothing changed."""
+    """Finish the job with its artifacts and without its checkpoints, or settle the checked upload.
+
+    False: lost or cancelled; nothing changed.
+    """
     job = move(
         session,
         claim.job_id,
@@ -44,6 +48,7 @@ def succeed(
     )
     if job is None:
         return False
+    drop_checkpoints(session, claim.job_id)
     for artifact in result.artifacts:
         blob = blobs[artifact.name]  # sizes and digests are those of the stored bytes, never the engine's word
         session.add(

@@ -45,6 +45,11 @@ OWNED = frozenset({State.RUNNING, State.CANCELLING})
 """A worker holds the job and must renew its lease."""
 
 
+def held(epoch: int) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions under which the claim with this epoch still holds its job."""
+    return (JobRow.epoch == epoch, JobRow.state.in_(OWNED))
+
+
 def check_move(source: State, target: State) -> None:
     """Assert that the table allows the move; asking for another is a mistake in Pare."""
     assert target in MOVES[source], f"no move from {source} to {target}"

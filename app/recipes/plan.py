@@ -4,10 +4,12 @@
     DIR/in/<file>           the files the plan names
     DIR/out/result.json     an EngineResult, written last
     DIR/out/artifacts/<f>   the files the result names, flat
+    DIR/out/checkpoints/<f> what a Progress line names as a checkpoint; the service side takes it away
     DIR/tmp/                scratch
 
 The engine prints Progress objects on stdout, one JSON object a line, and anything else on stderr. The service side
-believes nothing of it: names, sizes and digests are checked again.
+believes nothing of it: names, sizes and digests are checked again. On stdin the engine gets the line "go", and maybe
+"stop" later: write a checkpoint where one can be written, and end.
 """
 
 from typing import Annotated, Literal
@@ -57,6 +59,14 @@ class DatasetFile(Spec):
     sha256: str
 
 
+class CheckpointFile(Spec):
+    """A checkpoint on its way out of DIR/out/checkpoints or into DIR/in. What is in it only an engine knows."""
+
+    name: FileName
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Plan(Spec):
     """What the engine shall do with the directory it is started in."""
 
@@ -72,6 +82,12 @@ class Plan(Spec):
     """The layers active around this process, for the report."""
     artifacts: Items[FileName] = ()
     """verify: the artifact files to reload, found in DIR/in."""
+    checkpoint_seconds: float | None = Field(None, ge=0)
+    """optimize: write a checkpoint this often while something trains, and at the ends of long steps; null: never."""
+    checkpoints: Items[FileName] = ()
+    """optimize: checkpoints in DIR/in to go on from, newest first; the first that can be read is used."""
+    split_batches: int = Field(1, ge=1)
+    """optimize: training splits its batches into this many times the recipe's parts, to need less memory."""
 
 
 class Progress(Spec):
@@ -87,6 +103,10 @@ class Progress(Spec):
     message: str = Field("", max_length=2000)
     metrics: dict[str, float | int | str | None] = Field(default_factory=dict, max_length=50)
     """Numbers worth a chart: loss, accuracy, epoch, ..."""
+    checkpoint: CheckpointFile | None = None
+    """A file that is complete in DIR/out/checkpoints. It holds everything up to this line."""
+    resumed: FileName | None = None
+    """The checkpoint of plan.checkpoints that the work goes on from."""
 
 
 class EngineError(Spec):

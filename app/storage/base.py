@@ -54,6 +54,12 @@ class Storage(Protocol):
     def delete(self, sha256: str) -> None:
         """Remove the blob; does nothing where there is none."""
 
+    def section(self, name: str) -> "Storage":
+        """Return a store of its own within this one: what is deleted there is deleted nowhere else. Names: a-z/_0-9."""
+
+    def clear(self) -> None:
+        """Remove every blob of this section, for good; for a section alone."""
+
     def remove_abandoned(self, older_than_seconds: float) -> int:
         """Remove what writers that died left behind; return how many."""
 

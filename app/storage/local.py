@@ -2,6 +2,7 @@
 
     blobs/ab/abcd...     the bytes whose SHA-256 is abcd...
     incoming/<random>    bytes on their way in
+    sections/<name>/...  the same again, apart from all else
 
 Plain files and not obstore's local store: that one does not flush files and directories to disk before it renames, nor
 hash what it writes, and both are promises here.
@@ -12,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -23,12 +25,14 @@ from app.storage.base import CHUNK_BYTES, Blob
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SHA256 = re.compile(r"[0-9a-f]{64}")
+SECTION = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
 
 
 class LocalStorage:
     """A directory that holds blobs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, is_section: bool = False) -> None:
+        self._directory, self._is_section = directory, is_section
         self._blobs = directory / "blobs"
         self._incoming = directory / "incoming"
         with _translated():
@@ -79,6 +83,16 @@ class LocalStorage:
     def delete(self, sha256: str) -> None:
         """Remove the blob; does nothing where there is none."""
         self._place(sha256).unlink(missing_ok=True)
+
+    def section(self, name: str) -> "LocalStorage":
+        """Return a store of its own within this one."""
+        assert SECTION.fullmatch(name), f"{name!r} is no name of a section"
+        return LocalStorage(self._directory / "sections" / name, is_section=True)
+
+    def clear(self) -> None:
+        """Remove every blob of this section, for good."""
+        assert self._is_section, "the whole store is never cleared"
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def remove_abandoned(self, older_than_seconds: float) -> int:
         """Remove what writers that died left behind; return how many."""

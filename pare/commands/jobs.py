@@ -139,10 +139,16 @@ def cancel(call: Invocation, id: str) -> None:
 
 @app.command()
 @service_command
-def retry(call: Invocation, id: str) -> None:
-    """Queue a failed or cancelled job again."""
+def retry(
+    call: Invocation,
+    id: str,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start from the beginning, not from the last checkpoint.")
+    ] = False,
+) -> None:
+    """Queue a failed or cancelled job again; it goes on from its last checkpoint."""
     with call.client() as client:
-        job = client.jobs.retry(id)
+        job = client.jobs.retry(id, fresh=fresh)
     call.show(job.raw, f"{job.id} is {job.status}")
 
 

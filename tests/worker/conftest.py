@@ -77,6 +77,7 @@ class Bench:
         owner: str = "local",
         priority: int = 0,
         needs: JobNeeds | None = None,
+        recipe: dict[str, object] | None = None,
     ) -> str:
         """Queue a job whose engine does these acts; return its id."""
         with self.storage.writer() as writer:
@@ -89,9 +90,9 @@ class Bench:
             )  # fmt: skip
             session.add(model)
             session.flush()
-            recipe = RECIPE if action == "optimize" else None
             return queue_job(
-                session, owner=owner, action=action, model_id=model.id, recipe=recipe, priority=priority,
+                session, owner=owner, action=action, model_id=model.id, priority=priority,
+                recipe=recipe or RECIPE if action == "optimize" else None,
                 deadline_seconds=deadline_seconds, max_attempts=attempts, needs=needs,
             ).id  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Real Celery workers, a real dispatcher and a real broker: what is lost, killed or repeated, and what remains."""
 
+import contextlib
 import json
 import os
 import signal
@@ -145,6 +146,35 @@ def test_nothing_is_left_when_either_process_of_a_worker_is_killed(bench: Bench,
         wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 60)
         start()
     assert bench.wait(job_id).state == "succeeded"
+
+
+@pytest.mark.parametrize("victim", ["engine", "child", "main", "tree"])
+def test_a_job_goes_on_from_its_checkpoint_whoever_was_killed(bench: Bench, start: Start, victim: str) -> None:
+    start("worker.dispatch")
+    worker = start()
+    assert worker.process is not None
+    first: list[list[object]] = [["checkpoint", "halfway"], ["say", "working"], ["sleep", 600]]
+    job_id = bench.queue(["unless_resumed", first], ["finish"])
+    wait_until(lambda: bench.read(job_id).stage == "working")
+    wait_until(lambda: "checkpoint" in list_kinds(bench, job_id), what="the checkpoint")
+    engines, children = bench.processes(), children_of(worker.process.pid)
+
+    victims = {"engine": engines, "child": children, "main": [worker.process.pid]}
+    for process in victims.get(victim, [worker.process.pid, *children, *engines]):
+        with contextlib.suppress(ProcessLookupError):  # the death of one takes others with it
+            os.kill(process, signal.SIGKILL)
+    if victim in ("main", "tree"):
+        worker.process.wait()
+        start()
+
+    job = bench.wait(job_id)
+    assert (job.state, job.attempt) == ("succeeded", 2)
+    assert list_kinds(bench, job_id).count("resumed") == 1
+
+
+def list_kinds(bench: Bench, job_id: str) -> list[str]:
+    with bench.database.read() as session:
+        return list(session.scalars(select(EventRow.kind).where(EventRow.job_id == job_id)))
 
 
 def test_cancel_before_the_message_arrives(bench: Bench, broker: Broker, start: Start) -> None:

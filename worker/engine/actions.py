@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.recipes.plan import Action, EngineResult, Plan
+from worker.engine.checkpoints.stop import StopRequest
 from worker.engine.environment import make_repeatable
 from worker.engine.pipeline import optimize
 from worker.engine.programs.describe import describe
@@ -14,9 +15,11 @@ from worker.engine.training.datasets import check_dataset
 from worker.engine.verify import verify
 
 
-def run_action(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
-    """Do what the plan asks; raises EngineFailure where that is refused or impossible."""
+def run_action(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest | None = None) -> EngineResult:
+    """Do what the plan asks; raises EngineFailure where that is refused or impossible. `stop` may end the process."""
     make_repeatable(plan.num_threads, plan.recipe.seed if plan.recipe else 0)
+    if plan.action == "optimize":
+        return optimize(plan, directory, reporter, stop or StopRequest())
     return ACTIONS[plan.action](plan, directory, reporter)
 
 
@@ -40,6 +43,5 @@ def _check_dataset(plan: Plan, directory: Path, reporter: Reporter) -> EngineRes
 ACTIONS: dict[Action, Callable[[Plan, Path, Reporter], EngineResult]] = {
     "check_model": _check_model,
     "check_dataset": _check_dataset,
-    "optimize": optimize,
     "verify": verify,
 }

@@ -13,6 +13,8 @@ from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineResult, Plan
 from app.recipes.recipe import Format, Recipe, Target
 from worker.engine.artifacts import write_artifacts
+from worker.engine.checkpoints.keeper import Checkpoints
+from worker.engine.checkpoints.stop import StopRequest
 from worker.engine.environment import describe_environment
 from worker.engine.measure.compare import compare_layers
 from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
@@ -31,6 +33,7 @@ from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter, Stage
 from worker.engine.steps import expect_steps, run_steps
+from worker.engine.training.accumulation import split_batches
 from worker.engine.training.examples import BoundExamples, open_examples
 
 EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
@@ -42,11 +45,11 @@ EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
 RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
 
 
-def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
+def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest) -> EngineResult:
     """Run the recipe of the plan on its model and return the metrics and the artifacts."""
     assert plan.model is not None
     assert plan.recipe is not None
-    recipe = plan.recipe
+    recipe = split_batches(plan.recipe, plan.split_batches)
     reporter.expect(
         [
             Stage("open_model", 3.0),
@@ -78,6 +81,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
         reporter=reporter,
         open_original=None if untouched is None else untouched.copy,
         open_teacher=partial(_open_teacher, plan, directory),
+        checkpoints=None if plan.checkpoint_seconds is None else Checkpoints(plan, directory, reporter, stop),
     )
 
     reporter.enter("export")
@@ -104,16 +108,16 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
         baseline=pair.baseline,
         result=pair.result,
         comparison=pair.comparison,
-        steps=tuple(made.steps),
+        steps=tuple(made.record.steps),
         layers=compare_layers(layers, describe(made.module, ()).layers, count_nonzero_by_layer(made.module)),
-        sensitivity=tuple(made.sensitivity),
+        sensitivity=tuple(made.record.sensitivity),
         verdict=judge(
             pair.baseline,
             pair.result,
             pair.comparison,
             quality_change_error=pair.quality_change_error,
             quality_output=pair.quality_output,
-            warnings=(*made.warnings, *notes),
+            warnings=(*made.record.warnings, *notes, *_tell_split(plan)),
         ),
         environment=describe_environment(plan),
     )
@@ -135,6 +139,15 @@ def _open_examples(plan: Plan, program: Program, directory: Path) -> BoundExampl
     unpacked = directory / "tmp" / "examples"
     unpacked.mkdir()
     return open_examples(plan.recipe.data, files, program.signature, plan.recipe.seed, unpacked, program.tokenizer)
+
+
+def _tell_split(plan: Plan) -> tuple[str, ...]:
+    if plan.split_batches == 1:
+        return ()
+    return (
+        f"Memory ran out in training, so each batch was taken in {plan.split_batches} times as many parts as the "
+        "recipe says (accumulate): the same steps, but for batch norms, which saw one part at a time.",
+    )
 
 
 def _needs_original(recipe: Recipe) -> bool:

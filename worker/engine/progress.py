@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from app.recipes.plan import Progress
+from app.recipes.plan import CheckpointFile, Progress
 
 SHORTEST_PAUSE_SECONDS = 0.2
 """Between two lines of one stage; a new stage is always told at once."""
@@ -92,6 +92,11 @@ class Reporter:
             self._emit(line)
         elif metrics or self._pending is None or not self._pending.metrics:
             self._pending = line
+
+    def announce(self, *, checkpoint: CheckpointFile | None = None, resumed: str | None = None) -> None:
+        """Tell at once, with the place the work is at, of a checkpoint that was written or gone on from."""
+        inside = self._pending or self._line(self._inside, "", {})
+        self._emit(inside.model_copy(update={"checkpoint": checkpoint, "resumed": resumed}))
 
     def note(self, text: str) -> None:
         """Write a line to the job's log (stderr), with the seconds since the start."""

@@ -5,7 +5,8 @@
 It prints Progress lines on stdout: first `ready`, when everything heavy is imported; then it waits for the line "go"
 on stdin. The end of stdin instead of "go" ends it with 0. After "go" it says `started`, does what DIR/in/plan.json asks
 and writes DIR/out/result.json, last and atomically. It exits with 0 when there is a result, be it an error that was
-understood. SIGTERM ends it at once, whatever it is doing.
+understood. SIGTERM ends it at once, whatever it is doing. The line "stop" ends it too, with 75, but lets a training
+step write a checkpoint first.
 """
 
 import os
@@ -47,6 +48,7 @@ def main() -> int:
 
 def _act(directory: Path, reporter: Reporter) -> EngineResult:
     from worker.engine.actions import run_action
+    from worker.engine.checkpoints.stop import StopRequest
     from worker.engine.errors import EngineFailure
     from worker.engine.failures import translate_failure
 
@@ -59,7 +61,9 @@ def _act(directory: Path, reporter: Reporter) -> EngineResult:
             error=EngineError(code="bad_plan", detail=detail, fix="Report this as a defect of Pare's worker.")
         )
     try:
-        result = run_action(plan, directory, reporter)
+        stop = StopRequest()
+        stop.listen()
+        result = run_action(plan, directory, reporter, stop)
     except Exception as failure:  # the edge of the process: every failure becomes a result
         error = translate_failure(failure, reporter.stage)
         if not isinstance(failure, EngineFailure) or failure.__cause__ is not None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.recipes.metrics import LayerEffect, StepMetrics
+from app.recipes.metrics import StepMetrics
 from app.recipes.recipe import Recipe
+from worker.engine.checkpoints.keeper import Checkpoints
+from worker.engine.checkpoints.state import Checkpoint, Record
 from worker.engine.environment import seed_everything
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.size import count_packed_bytes, count_parameters
@@ -33,9 +35,7 @@ class Made:
     program: Program | OnnxProgram
     module: Program
     """The last trainable form: `program` itself, or what it was made from when it is an ONNX file."""
-    steps: list[StepMetrics] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    sensitivity: list[LayerEffect] = field(default_factory=list)
+    record: Record = field(default_factory=Record)
 
 
 def expect_steps(recipe: Recipe) -> list[Stage]:
@@ -53,33 +53,49 @@ def run_steps(
     reporter: Reporter,
     open_original: Callable[[], Program] | None = None,
     open_teacher: Callable[[str], Program] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Made:
-    """Apply every step of the recipe to the program, which is changed in place."""
-    made = Made(program, program)
-    effects: dict[str, float] = {}
+    """Apply every step of the recipe to the program, in place; go on from a checkpoint where there is one."""
+    resumed = checkpoints.find() if checkpoints is not None else None
+    made = _restore(resumed, program, directory) if resumed is not None else Made(program, program)
+    record = made.record
     for index, step in enumerate(recipe.steps):
         reporter.enter(step.kind)
+        if resumed is not None and index < resumed.header.step:
+            continue
         seed = derive_seed(recipe.seed, index)
         seed_everything(seed)
         scratch = directory / f"step_{index}"
         scratch.mkdir()
+        inside = None
+        if checkpoints is not None:
+            here = resumed if resumed is not None and index == resumed.header.step else None
+            inside = checkpoints.begin_step(index, step, made.module, record, here)
         context = Context(
             seed, num_threads, scratch, examples, reporter.report, index=index, target=recipe.target,
-            open_original=open_original, open_teacher=open_teacher, effects=effects,
+            open_original=open_original, open_teacher=open_teacher, checkpoints=inside, effects=record.effects,
         )  # fmt: skip
         started_at = time.perf_counter()
         outcome = TECHNIQUES[step.kind].run(made.module, step, context)
-        seconds = time.perf_counter() - started_at
+        seconds = inside.seconds if inside is not None else time.perf_counter() - started_at
         made.program = outcome.program
         if isinstance(outcome.program, Program):
             made.module = outcome.program
-        made.warnings += outcome.warnings
-        made.sensitivity += outcome.sensitivity
+        record.warnings += outcome.warnings
+        record.sensitivity += outcome.sensitivity
         facts = {name: _plain(value) for name, value in outcome.facts.items()}
-        made.steps.append(_count(index, step.kind, seconds, facts, made, packed="packed" in recipe.formats))
+        record.steps.append(_count(index, step.kind, seconds, facts, made, packed="packed" in recipe.formats))
         for line in (*(f"{name} = {value}" for name, value in facts.items()), *outcome.warnings):
             reporter.note(f"  {line}")
+        if checkpoints is not None:
+            checkpoints.end_step(index, made.program, made.module, record)
     return made
+
+
+def _restore(resumed: Checkpoint, original: Program, directory: Path) -> Made:
+    module = resumed.restore_program(original)
+    onnx = resumed.restore_onnx(module, directory / "resumed.onnx")
+    return Made(onnx or module, module, resumed.restore_record())
 
 
 def derive_seed(seed: int, index: int) -> int:

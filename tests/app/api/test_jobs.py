@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from app.db.clock import db_now
 from app.db.tables import JobRow, LogRow
-from app.jobs import register_worker
+from app.jobs import Place, StoredCheckpoint, checkpoint_storage, record_checkpoint, record_resumed, register_worker
 from app.recipes.needs import Needs
 from app.recipes.pruning import PruneMagnitude
 from app.storage import Storage
@@ -187,6 +187,31 @@ def test_cancel_of_a_running_job_can_be_repeated(both: Both) -> None:
     for _ in range(2):
         answer = client.post(f"/v1/jobs/{job_id}/cancel")
         assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+
+
+def test_checkpoints_are_shown_and_a_fresh_retry_forgets_them(both: Both, storage: Storage) -> None:
+    client, world = both
+    claim = world.start()
+    url = f"/v1/jobs/{claim.job_id}"
+    place: dict[str, Any] = {"stage": "finetune", "step": 0, "fraction": 0.5}
+    with checkpoint_storage(storage, claim.job_id).writer() as writer:
+        writer.write(b"weights")
+        blob = writer.commit()
+    with world.database.session() as session:
+        record_checkpoint(session, claim.job_id, claim.epoch, StoredCheckpoint(Place(**place), blob))
+        record_resumed(session, claim.job_id, claim.epoch, Place(**place))
+    shown = client.get(url).json()
+    assert shown["checkpoint"].pop("created_at") is not None
+    assert (shown["checkpoint"], shown["resumed_from"]) == ({**place, "size_bytes": 7}, place)
+    assert client.get("/v1/jobs").json()["items"][0]["checkpoint"]["size_bytes"] == 7
+    kinds = {event["kind"]: event["data"] for event in client.get(f"{url}/events").json()["items"]}
+    assert (kinds["checkpoint"], kinds["resumed"]) == ({**place, "size_bytes": 7}, place)
+    world.fail(claim, REFUSAL)
+
+    again = client.post(f"{url}/retry?fresh=true").json()
+
+    assert (again["status"], again["checkpoint"], again["resumed_from"]) == ("queued", None, None)
+    assert not checkpoint_storage(storage, claim.job_id).exists(blob.sha256)
 
 
 def test_retry_and_delete_follow_the_lifecycle(both: Both) -> None:

@@ -11,6 +11,7 @@ from app.recipes.plan import Plan
 from app.recipes.quantization import QuantizeMixed
 from app.recipes.recipe import Recipe, Target
 from tests.engine.digits import DATASET_ID, Convolutions, Rows, Uploads, make_uploads
+from worker.engine.checkpoints.stop import StopRequest
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.sensitivity import Sensitivity
 from worker.engine.pipeline import optimize
@@ -208,7 +209,7 @@ def test_a_job_tells_the_sensitivity_in_metrics_and_report(convolutions: Job, tm
         (directory / name).mkdir(parents=True)
     for name, path in convolutions.uploads.files.items():
         (directory / "in" / name).write_bytes(path.read_bytes())
-    result = optimize(plan, directory, Reporter(lambda _: None))
+    result = optimize(plan, directory, Reporter(lambda _: None), StopRequest())
     assert result.metrics is not None
     assert len(result.metrics.sensitivity) == 16
     report = (directory / "out" / "artifacts" / "report.md").read_text()

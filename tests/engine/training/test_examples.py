@@ -55,7 +55,7 @@ def open_table(
 def test_a_value_is_layout_then_scale_then_mean_then_std(
     layout: str, scale: float, mean: tuple[float, ...], std: tuple[float, ...], dtype: str
 ) -> None:
-    column = np.arange(2 * 3 * 3 * 3).reshape(2, 3, 3, 3).astype(dtype)
+    column: Any = np.arange(2 * 3 * 3 * 3).reshape(2, 3, 3, 3).astype(dtype)
     spec = Data.model_validate(
         {"dataset_id": ID, "inputs": {"x": {"column": "x", "layout": layout, "scale": scale, "mean": mean, "std": std}}}
     ).inputs["x"]

@@ -174,6 +174,49 @@ class Actor:
     def result(self, result: object) -> None:
         (self.directory / "out" / "result.json").write_text(json.dumps(result))
 
+    def checkpoint(self, text: str, step: int = 0, **lies: object) -> None:
+        """Write a checkpoint and tell of it."""
+        folder = self.directory / "out" / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        name = f"{len(list(folder.iterdir()))}-{os.getpid()}-{time.monotonic_ns()}"
+        (folder / name).write_text(text)
+        digest = sha256(text.encode()).hexdigest()
+        told = {"name": name, "size_bytes": len(text), "sha256": digest, **lies}
+        self.say("training", 0.25, step=step, checkpoint=told)
+
+    def wait_for_stop(self, text: str) -> None:
+        """Train until the worker stops; then write a checkpoint and end."""
+        assert sys.stdin.readline() == "stop\n"
+        self.checkpoint(text)
+        os._exit(75)
+
+    def unless_resumed(self, acts: list[Act]) -> None:
+        """Do these where there is nothing to go on from; else tell what there is."""
+        names = self.plan["checkpoints"]
+        if not names:
+            return self.act(acts)
+        texts = [(self.directory / "in" / name).read_text() for name in names]
+        self.say("training", 0.5, step=0, resumed=names[0], message=" ".join(texts))
+
+    def unless_split(self, acts: list[Act]) -> None:
+        """Do these where batches are as large as the recipe says."""
+        if self.plan["split_batches"] == 1:
+            self.act(acts)
+
+    def print_error(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def out_of_memory(self) -> None:
+        self.result({"error": {"code": "out_of_memory", "detail": "memory ran out", "fix": "none"}})
+        os._exit(0)
+
+    def act(self, acts: list[Act]) -> None:
+        """Do one act after the other."""
+        for name, *arguments in acts:
+            takes_names = name in ("artifact", "checkpoint", "say") and arguments and isinstance(arguments[-1], dict)
+            named = arguments.pop() if takes_names else {}
+            getattr(self, name)(*arguments, **named)
+
     def finish(self) -> None:
         """Finish well, whatever the action is."""
         if self.plan["action"] == "check_model":
@@ -196,9 +239,7 @@ def main() -> None:
         error = {"code": "verification_failed", "detail": f"broken: {broken}", "fix": "none"} if broken else None
         actor.result({"error": error})
         return
-    for name, *arguments in json.loads((directory / "in" / plan["model"]["file"]).read_text()):
-        named = arguments.pop() if arguments and isinstance(arguments[-1], dict) and name == "artifact" else {}
-        getattr(actor, name)(*arguments, **named)
+    actor.act(json.loads((directory / "in" / plan["model"]["file"]).read_text()))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 from app.recipes.metrics import LayerEffect
 from app.recipes.recipe import Target
 from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.training.loop import Checkpoints
 
 
 class Examples(Protocol):
@@ -62,6 +63,8 @@ class Context:
     """Returns a fresh copy of the job's model as it was uploaded, e.g. as a teacher."""
     open_teacher: Callable[[str], Program] | None = None
     """Returns another model that the recipe names, by its id."""
+    checkpoints: Checkpoints | None = None
+    """For the step's calls of `train`, so that they go on after a crash."""
     effects: dict[str, float] = field(default_factory=dict)
     """Sensitivities measured so far in this job, shared by its steps; the keys are `Sensitivity`'s."""
 

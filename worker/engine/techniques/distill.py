@@ -34,11 +34,12 @@ def run(program: Program, step: Distill, context: Context) -> Outcome:
     teacher = _open_teacher(step, context)
     ask = _fit_teacher(teacher, program, examples)
     names = _name_pairs(step, program, teacher)
+    remembered: Remembered | None = None
     with ExitStack() as stack:
         mine = stack.enter_context(tap(program.module, [student for student, _ in names]))
         theirs = stack.enter_context(tap(teacher.module, [other for _, other in names]))
         if not names and not step.augmentations and step.epochs > 1:
-            ask = Remembered(ask)
+            ask = remembered = Remembered(ask)
         pairs = _probe(program, ask, examples, step, names, (mine, theirs), context.seed)
         masks = [index for index, each in enumerate(program.signature.inputs) if each.name == "attention_mask"]
 
@@ -61,7 +62,8 @@ def run(program: Program, step: Distill, context: Context) -> Outcome:
 
         trained = train(
             program, examples, step, seed=context.seed, report=context.report, loss=compute_loss,
-            extra_parameters=pairs.parameters(), reference=ask,
+            extra_parameters=pairs.parameters(), stateful=[remembered] if remembered is not None else [], reference=ask,
+            checkpoints=context.checkpoints,
         )  # fmt: skip
     warnings = find_warnings("Distillation", trained, examples, step)
     facts = list_facts(trained, step) | {

@@ -19,7 +19,7 @@ def inspect(program: Program) -> Capability:
 def run(program: Program, step: Finetune, context: Context) -> Outcome:
     """Train in place; pruned weights stay pruned."""
     examples = cast(BoundExamples, context.examples)
-    trained = train(program, examples, step, seed=context.seed, report=context.report)
+    trained = train(program, examples, step, seed=context.seed, report=context.report, checkpoints=context.checkpoints)
     return Outcome(
         program=program,
         facts=list_facts(trained, step),

@@ -60,6 +60,7 @@ def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
                 train(
                     program, cast(BoundExamples, context.examples), step.training,
                     seed=context.seed + index * SEED_STRIDE, report=_within(context, index, num_rounds),
+                    checkpoints=context.checkpoints,
                 )
             )  # fmt: skip
     context.report(1.0, f"{len(weights)} weights masked")

@@ -65,6 +65,7 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
             fix="Skip fewer layers, or leave quantize_aware_training out.",
         )
     _set_first_ranges(simulated, examples, step, context.seed)
+    freezing = _Freezing(find_activations(simulated), _count_steps(examples, step), step.freeze_ranges_after)
     trained = train(
         program,
         examples,
@@ -72,7 +73,9 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
         seed=context.seed,
         report=context.report,
         module=simulated,
-        constraints=[_Freezing(find_activations(simulated), _count_steps(examples, step), step.freeze_ranges_after)],
+        constraints=[freezing],
+        stateful=[freezing],
+        checkpoints=context.checkpoints,
     )
     path = context.directory / "int8.onnx"
     export_onnx(replace(program, module=convert(simulated), masks={}, encodings={}), path)
@@ -145,6 +148,13 @@ class _Freezing:
 
     def restore(self) -> None:
         self._step += 1
+        self._apply()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"step": torch.tensor(self._step)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._step = int(state["step"])
         self._apply()
 
     def _apply(self) -> None:

@@ -65,7 +65,7 @@ def run(program: Program, step: ShareWeights, context: Context) -> Outcome:
         examples = cast(BoundExamples, context.examples)
         shared = SharedWeights(program, codebooks)
         trained = train(
-            program, examples, step.training, seed=context.seed, constraints=(shared,),
+            program, examples, step.training, seed=context.seed, constraints=(shared,), checkpoints=context.checkpoints,
             report=lambda fraction, *args, **metrics: context.report(0.2 + 0.8 * fraction, *args, **metrics),
         )  # fmt: skip
         shared.encode(program)

@@ -21,7 +21,7 @@ def run(program: Program, step: Train, context: Context) -> Outcome:
     """Forget the weights, keep the zero pattern of earlier pruning, and train in place."""
     examples = cast(BoundExamples, context.examples)
     fresh = reset_weights(program, context.seed)
-    trained = train(program, examples, step, seed=context.seed, report=context.report)
+    trained = train(program, examples, step, seed=context.seed, report=context.report, checkpoints=context.checkpoints)
     warnings = find_warnings("Training from new weights", trained, examples, step)
     if fresh.guessed:
         warnings.append(

@@ -52,8 +52,10 @@ class BoundExamples:
         self._training, self._evaluation = training, evaluation
         self._training_rows, self._evaluation_rows = training_rows, evaluation_rows
 
-    def training_batches(self, batch_size: int, *, seed: int, drop_last: bool = False) -> Iterator[Batch]:
-        """Yield (inputs, labels) over the shuffled training part, once.
+    def training_batches(
+        self, batch_size: int, *, seed: int, drop_last: bool = False, start: int = 0
+    ) -> Iterator[Batch]:
+        """Yield (inputs, labels) over the shuffled training part, once, from batch number `start` on.
 
         A model with a fixed batch gets exactly that batch, and an incomplete last one is dropped.
         """
@@ -65,8 +67,8 @@ class BoundExamples:
                 code="too_few_examples",
                 fix="Upload more rows, or export the model with a dynamic batch.",
             )
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
+        for place in range(start * size, len(rows), size):
+            chosen = rows[place : place + size]
             if len(chosen) < size and (drop_last or self.fixed_batch is not None):
                 return
             yield _batch(self._training, chosen)

@@ -1,12 +1,12 @@
 """The one training loop. Every technique that trains calls `train`; what differs is the loss.
 
-A run is a function of (program, examples, settings, seed): all its state is the `_Run` object, which is therefore the
-place where checkpoints will be taken (between two steps) and where a parallel plan will wrap the module.
+A run is a function of (program, examples, settings, seed): all its state is the `Run` object. Checkpoints are taken of
+it between two steps, and it is where a parallel plan will wrap the module.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 from typing import Protocol
 
@@ -23,23 +23,14 @@ from worker.engine.training.losses import count_targets
 from worker.engine.training.optimizers import make_optimizer
 from worker.engine.training.prefetch import prefetch
 from worker.engine.training.quality import Module, evaluate_module, is_better
+from worker.engine.training.run import Constraint, Run, Stateful, set_random_state
 from worker.engine.training.schedules import learning_rate
 
-__all__ = ["Constraint", "Loss", "Trained", "learning_rate", "train"]
+__all__ = ["Checkpoints", "Constraint", "Loss", "Stateful", "Trained", "learning_rate", "train"]
 
 REPORT_INTERVAL_SECONDS = 0.5
 Loss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
 """(model outputs, model inputs, labels) -> mean loss of the batch. Outputs are float32 whatever the precision."""
-
-
-class Constraint(Protocol):
-    """Something that holds for the weights after every step of a training run, e.g. that pruned ones are zero."""
-
-    def limit_gradients(self) -> None:
-        """Change the gradients after the backward pass, before they are clipped and before the optimizer sees them."""
-
-    def restore(self) -> None:
-        """Make it hold again after the optimizer's step. Called without gradients."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +52,20 @@ class Trained:
     """Whether `patience` ended the run."""
 
 
-@dataclass
-class _Run:
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    parameters: list[nn.Parameter]
-    constraints: Sequence[Constraint]
-    num_steps: int
-    step: int = 0
-    epoch: int = 0
-    best_epoch: int = 0
-    best_quality: Quality | None = None
-    best_state: dict[str, Tensor] = field(default_factory=dict)
+class Checkpoints(Protocol):
+    """Where the runs of one step are written down while they go, and go on after a crash."""
+
+    def skip(self) -> Trained | None:
+        """Return what this run did, where an earlier attempt finished it: the next one's state includes it."""
+
+    def restore(self, run: Run) -> bool:
+        """Put the run where a checkpoint found it; False where it starts from the beginning."""
+
+    def offer(self, run: Run) -> None:
+        """Write a checkpoint if one is due. The run is between two steps."""
+
+    def finish(self, trained: Trained) -> None:
+        """Note that the run is over."""
 
 
 def train(
@@ -86,16 +79,21 @@ def train(
     module: nn.Module | None = None,
     extra_parameters: Iterable[nn.Parameter] = (),
     constraints: Sequence[Constraint] = (),
+    stateful: Sequence[Stateful] = (),
     reference: Module | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Train the program's module in place and leave it in eval mode. Without `loss`, the task's own is used.
 
     `module` is trained instead where it wraps the program's, e.g. to simulate rounding. `extra_parameters` are trained
-    along, e.g. a projection that only the loss uses. Masks hold in any case, `constraints` besides.
+    along, e.g. a projection that only the loss uses. Masks hold in any case, `constraints` besides. What else a
+    run changes is `stateful`; with `checkpoints`, a run that was interrupted goes on with the same bits.
     With `keep_best`, a tenth of the training rows is set apart to choose by; the held-out rows are never looked at.
     Where there are no labels, quality is likeness to `reference`, a model that does not change meanwhile.
     """
     assert examples.has_labels or reference is not None, "without labels and reference, no epoch is better than another"
+    if checkpoints is not None and (done := checkpoints.skip()) is not None:
+        return done
     if settings.keep_best:
         examples = examples.set_apart()
     compute_loss = loss or (
@@ -110,61 +108,78 @@ def train(
             fix="Upload more rows, or export the model with a dynamic batch.",
         )
     num_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or settings.epochs * steps_per_epoch)
-    optimizer = make_optimizer(module, settings, extra_parameters)
-    run = _Run(
+    extra = list(extra_parameters)
+    optimizer = make_optimizer(module, settings, extra)
+    run = Run(
+        program=program,
         module=module,
         optimizer=optimizer,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
+        extra_parameters=extra,
         constraints=(*constraints, _Masks(program)),
+        stateful=stateful,
         num_steps=num_steps,
     )
-    before = _measure(run, examples, settings, reference)
-    _keep(run, before)
-    first_loss = last_loss = float("nan")
-    quality, reported_at, stopped_early = before, 0.0, False
+    if checkpoints is None or not checkpoints.restore(run):
+        run.before = _measure(run, examples, settings, reference)
+        _keep(run, run.before)
+    reported_at = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        while run.step < num_steps and not stopped_early:
+        if run.random is not None:
+            set_random_state(run.random)
+        while run.step < num_steps and not run.stopped_early:
             module.train()
-            with prefetch(_make_batches(examples, settings, seed, run.epoch)) as batches:
+            with prefetch(_make_batches(examples, settings, seed, run.epoch, run.batch)) as batches:
                 for batch in batches:
                     rate = learning_rate(settings, run.step, num_steps)
-                    last_loss = _step(run, rate, settings, compute_loss, _split(batch, examples, settings))
-                    first_loss = last_loss if run.step == 1 else first_loss
+                    run.last_loss = _step(run, rate, settings, compute_loss, _split(batch, examples, settings))
+                    run.first_loss = run.last_loss if run.step == 1 else run.first_loss
                     if time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
                         reported_at = time.monotonic()
-                        _report(report, run, last_loss, rate, quality)
+                        _report(report, run, rate)
                     if run.step == num_steps:
                         break
-            run.epoch += 1
-            quality = _measure(run, examples, settings, reference)
+                    if checkpoints is not None:
+                        checkpoints.offer(run)
+            run.epoch, run.batch = run.epoch + 1, 0
+            run.quality = _measure(run, examples, settings, reference)
             assert run.best_quality is not None
-            if not settings.keep_best or is_better(quality, run.best_quality):
-                _keep(run, quality)
-            stopped_early = settings.patience is not None and run.epoch - run.best_epoch >= settings.patience
-            _report(report, run, last_loss, rate, quality, ended=stopped_early)
+            if not settings.keep_best or is_better(run.quality, run.best_quality):
+                _keep(run, run.quality)
+            run.stopped_early = settings.patience is not None and run.epoch - run.best_epoch >= settings.patience
+            _report(report, run, learning_rate(settings, run.step - 1, num_steps), ended=run.stopped_early)
+            if checkpoints is not None:
+                checkpoints.offer(run)
     if settings.keep_best and run.best_epoch != run.epoch:
         module.load_state_dict(run.best_state)
     module.eval()
+    assert run.before is not None
     assert run.best_quality is not None
-    return Trained(
+    trained = Trained(
         epochs_run=run.epoch,
         steps_run=run.step,
         best_epoch=run.best_epoch,
-        quality_before=before,
+        quality_before=run.before,
         quality_after=run.best_quality,
         num_training=examples.num_training,
-        first_loss=first_loss,
-        last_loss=last_loss,
-        stopped_early=stopped_early and run.step < num_steps,
+        first_loss=run.first_loss,
+        last_loss=run.last_loss,
+        stopped_early=run.stopped_early and run.step < num_steps,
     )
+    if checkpoints is not None:
+        checkpoints.finish(trained)
+    return trained
 
 
-def _make_batches(examples: BoundExamples, settings: TrainingSettings, seed: int, epoch: int) -> Iterator[Batch]:
+def _make_batches(
+    examples: BoundExamples, settings: TrainingSettings, seed: int, epoch: int, start: int
+) -> Iterator[Batch]:
+    """Yield the batches of an epoch from number `start` on; which they are, seed and epoch decide."""
     batches = examples.training_batches(
-        settings.batch_size, seed=seed + epoch, drop_last=_drops_last(examples, settings)
+        settings.batch_size, seed=seed + epoch, drop_last=_drops_last(examples, settings), start=start
     )
-    for index, (inputs, labels) in enumerate(batches):
+    for index, (inputs, labels) in enumerate(batches, start):
         yield augment(inputs, labels, settings.augmentations, (seed, epoch, index))
 
 
@@ -184,7 +199,7 @@ def _split(batch: Batch, examples: BoundExamples, settings: TrainingSettings) ->
 
 
 def _step(
-    run: _Run,
+    run: Run,
     rate: float,
     settings: TrainingSettings,
     compute_loss: Loss,
@@ -193,7 +208,7 @@ def _step(
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
-    run.step += 1
+    run.step, run.batch = run.step + 1, run.batch + 1
     value = 0.0
     for (inputs, labels), share in parts:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -223,17 +238,18 @@ class _Masks:
     """Pruned weights stay zero, and no moment of the optimizer remembers them."""
 
     def __init__(self, program: Program) -> None:
-        parameters = dict(program.module.named_parameters(remove_duplicate=False))
-        self._masks = [(parameters[name], mask) for name, mask in program.masks.items()]
+        self._program = program
+        self._parameters = dict(program.module.named_parameters(remove_duplicate=False))
 
     def limit_gradients(self) -> None:
-        for parameter, mask in self._masks:
-            if parameter.grad is not None:
-                parameter.grad.mul_(mask)
+        for name, mask in self._program.masks.items():
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                gradient.mul_(mask)
 
     def restore(self) -> None:
-        for parameter, mask in self._masks:
-            parameter.mul_(mask)
+        for name, mask in self._program.masks.items():
+            self._parameters[name].mul_(mask)
 
 
 def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
@@ -241,23 +257,23 @@ def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
     return examples.num_training >= settings.batch_size
 
 
-def _measure(run: _Run, examples: BoundExamples, settings: TrainingSettings, reference: Module | None) -> Quality:
+def _measure(run: Run, examples: BoundExamples, settings: TrainingSettings, reference: Module | None) -> Quality:
     run.module.eval()
     return evaluate_module(run.module, examples, min(settings.batch_size, 256), reference)
 
 
-def _keep(run: _Run, quality: Quality) -> None:
+def _keep(run: Run, quality: Quality) -> None:
     run.best_epoch, run.best_quality = run.epoch, quality
     run.best_state = {name: tensor.detach().clone() for name, tensor in run.module.state_dict().items()}
 
 
-def _report(
-    report: Callable[..., None], run: _Run, loss: float, rate: float, quality: Quality, *, ended: bool = False
-) -> None:
+def _report(report: Callable[..., None], run: Run, rate: float, *, ended: bool = False) -> None:
+    quality = run.quality or run.before
+    assert quality is not None
     report(
         1.0 if ended else run.step / run.num_steps,
-        f"step {run.step} of {run.num_steps}, loss {loss:.4g}, {quality.metric} {quality.value:.4g}",
-        loss=loss,
+        f"step {run.step} of {run.num_steps}, loss {run.last_loss:.4g}, {quality.metric} {quality.value:.4g}",
+        loss=run.last_loss,
         learning_rate=rate,
         step=run.step,
         epoch=run.epoch,

@@ -33,6 +33,21 @@ class Remembered:
             self._remember(names, outputs)
         return outputs
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is known. A row's outputs can differ in their last bits with the batch that it came in."""
+        if not self._known:
+            return {}
+        columns = zip(*self._known.values(), strict=True)
+        names = torch.frombuffer(bytearray(b"".join(self._known)), dtype=torch.uint8).reshape(len(self._known), -1)
+        return {"names": names} | {str(index): torch.stack(column) for index, column in enumerate(columns)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Know what another one knew."""
+        columns = [state[str(index)].clone() for index in range(len(state) - 1)]
+        for place, name in enumerate(state.get("names", ())):
+            self._known[bytes(name.numpy())] = tuple(column[place] for column in columns)
+            self._room -= sum(column[place].nbytes for column in columns)
+
     def _remember(self, names: list[bytes], outputs: tuple[Tensor, ...]) -> None:
         size = sum(output[0].nbytes for output in outputs)
         for index, name in enumerate(names):
