@@ -29,22 +29,20 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TRAINING: dict[str, Any] = {
     "batch_size": 128, "optimizer": "sgd", "weight_decay": 5e-4, "augmentations": ["flip"], "keep_best": False,
 }  # fmt: skip
-ROUNDS, FINETUNE_EPOCHS, CENTROID_EPOCHS = 3, 3, 1
-"""All but the last round of pruning are followed by an epoch."""
+EPOCHS, CENTROID_EPOCHS = 6, 1
+"""All but the last round of pruning are followed by an epoch; what is left fine-tunes."""
 
 
-def list_steps(part: str, sparsity: float, bits: int) -> list[dict[str, Any]]:
+def list_steps(part: str, sparsity: float, bits: int, rounds: int) -> list[dict[str, Any]]:
     """Return the steps of a recipe; both parts train for as many epochs."""
     if part == "dense":
-        epochs = ROUNDS - 1 + FINETUNE_EPOCHS + CENTROID_EPOCHS
-        return [{"kind": "finetune", "epochs": epochs, "learning_rate": 0.02, **TRAINING}]
+        return [{"kind": "finetune", "epochs": EPOCHS, "learning_rate": 0.02, **TRAINING}]
     constant = {"epochs": 1, "learning_rate": 0.02, "schedule": "constant", **TRAINING}
+    gradual = {"schedule": "cubic", "num_iterations": rounds, "training": constant} if rounds > 1 else {}
+    epochs = EPOCHS - CENTROID_EPOCHS - (rounds - 1)
     return [
-        {
-            "kind": "prune_magnitude", "sparsity": sparsity, "schedule": "cubic", "num_iterations": ROUNDS,
-            "training": constant, "scope": "global",
-        },
-        {"kind": "finetune", "epochs": FINETUNE_EPOCHS, "learning_rate": 0.02, **TRAINING},
+        {"kind": "prune_magnitude", "sparsity": sparsity, "scope": "global", **gradual},
+        {"kind": "finetune", "epochs": epochs, "learning_rate": 0.02, **TRAINING},
         {
             "kind": "share_weights", "bits": bits,
             "training": {"epochs": CENTROID_EPOCHS, "learning_rate": 0.005, **TRAINING},
@@ -73,7 +71,7 @@ def run(part: str, data: Path, directory: Path, arguments: argparse.Namespace) -
                 for name, file in ((TRAIN, "train.npz"), (TEST, "test.npz"))
             ],
             "recipe": {
-                "steps": list_steps(part, arguments.sparsity, arguments.bits),
+                "steps": list_steps(part, arguments.sparsity, arguments.bits, arguments.rounds),
                 "data": {
                     "dataset_id": TRAIN, "evaluation_dataset_id": TEST, "inputs": {"x": binding}, "label_column": "y",
                     "task": "classification",
@@ -134,6 +132,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sparsity", type=float, default=0.8)
     parser.add_argument("--bits", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3, choices=range(1, 6), help="of pruning")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or PARE_BENCH_DATA must name the directory with the model and the images")

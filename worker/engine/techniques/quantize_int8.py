@@ -5,26 +5,20 @@ point, because ONNX Runtime's ConvInteger is slower than its float convolution. 
 training examples, and convolutions are quantized too.
 """
 
-import contextlib
 import itertools
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import (
-    CalibrationMethod,
-    QuantFormat,
     QuantType,
     quant_pre_process,
     quantize_dynamic,
-    quantize_static,
 )
 from torch import Tensor, nn
 
@@ -34,7 +28,7 @@ from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.programs.capture import evaluating
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.program import OnnxProgram, Program
-from worker.engine.quantization.calibration import CALIBRATION_BATCH, CalibrationReader, has_exact_integer_products
+from worker.engine.quantization.calibration import CALIBRATION_BATCH, has_exact_integer_products
 from worker.engine.quantization.dynamic_linear import find_linear_nodes, join_gelu, quantize_linear_layers
 from worker.engine.quantization.embedding_tables import quantize_tables
 from worker.engine.quantization.fidelity import compare_files
@@ -50,24 +44,13 @@ from worker.engine.quantization.preparation import (
     measure_largest_inputs,
     smooth,
 )
-from worker.engine.quantization.ranges import find_activations, measure_ranges
+from worker.engine.quantization.static_int8 import calibration_batches, quantize_statically, quiet
 from worker.engine.quantization.weight_only import store_weights
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 
 LINEAR = (nn.Linear,)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-STATIC_OPERATORS = ["Conv", "ConvTranspose", "MatMul", "Gemm", "Relu", "Clip"]
-IMAGE_OPERATORS = ["Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Resize"]
-"""Quantized too in purely convolutional models, so that integers flow from layer to layer. In transformers these would
-round the residual stream, which costs much accuracy."""
-CALIBRATION = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-    # The ranges that were found are handed over tensor by tensor.
-    "mse": CalibrationMethod.MinMax,
-}
 NUM_LAYERS_NAMED = 20
 LOW_COSINE = 0.99
 NUM_COMPARED_BATCHES = 8
@@ -158,7 +141,7 @@ def _choose_preparations(step: QuantizeInt8, context: Context, bits: int) -> lis
     """Return what the step asks for, in the order in which it is done, with the word for what it does to layers."""
 
     def batches() -> Iterator[tuple[Tensor, ...]]:
-        return _calibration_batches(step, context)
+        return calibration_batches(step, cast(BoundExamples, context.examples), context.seed)
 
     def apply_smoothing(program: Program, _: dict[str, Floats]) -> int:
         with evaluating(program):
@@ -198,14 +181,6 @@ def _choose_preparations(step: QuantizeInt8, context: Context, bits: int) -> lis
     return found
 
 
-def _calibration_batches(step: QuantizeInt8, context: Context) -> Iterator[tuple[Tensor, ...]]:
-    examples = cast(BoundExamples, context.examples)
-    size = min(CALIBRATION_BATCH, step.num_calibration_examples)
-    wanted = -(-step.num_calibration_examples // (examples.fixed_batch or size))
-    for inputs, _ in itertools.islice(examples.training_batches(size, seed=context.seed), wanted):
-        yield inputs
-
-
 def _build(
     program: Program,
     step: QuantizeInt8,
@@ -222,7 +197,7 @@ def _build(
         float_file = prepared
         export_onnx(program, float_file)
     exported = onnx.load(float_file)
-    with _quiet():
+    with quiet():
         quant_pre_process(float_file, prepared, skip_optimization=True, skip_symbolic_shape=True)
     model = onnx.load(prepared)
     layers = find_layers(model, program)
@@ -242,7 +217,7 @@ def _build(
         )
         if any(node.op_type == "LSTM" and node.name in chosen for node in model.graph.node):
             onnx.save(model, prepared)
-            with _quiet():
+            with quiet():
                 quantize_dynamic(
                     prepared, result, op_types_to_quantize=["LSTM"], per_channel=step.per_channel,
                     reduce_range=bits == 7, weight_type=QuantType.QInt8,
@@ -251,52 +226,13 @@ def _build(
             model = onnx.load(result)
     else:
         onnx.save(model, prepared)
-        _quantize_statically(program, step, context, bits, prepared, result, model, layers)
+        quantize_statically(
+            program, step, cast(BoundExamples, context.examples), bits, prepared, result, model, layers,
+            seed=context.seed, report=context.report,
+        )  # fmt: skip
         model = onnx.load(result)
     result.write_bytes(model.SerializeToString(deterministic=True))
     return _Built(program, plain or program, scales, result, model, exported, layers)
-
-
-def _quantize_statically(
-    program: Program,
-    step: QuantizeInt8,
-    context: Context,
-    bits: int,
-    prepared: Path,
-    result: Path,
-    model: ModelProto,
-    layers: dict[str, str],
-) -> None:
-    operators = _choose_static_operators(model)
-    # Batch by batch: otherwise the quantizer holds the activations of all examples in memory.
-    extra: dict[str, Any] = {"CalibStridedMinMax": 1, "MatMulConstBOnly": True}
-    if step.calibration == "mse":
-        names = [tensor.name for tensor in program.signature.inputs]
-
-        def open_feeds() -> Iterator[dict[str, np.ndarray]]:
-            for inputs in _calibration_batches(step, context):
-                yield {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-
-        ranges = measure_ranges(model, find_activations(model, operators), open_feeds, context.directory)
-        extra["TensorQuantOverrides"] = {
-            name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()
-        }
-    examples = cast(BoundExamples, context.examples)
-    with _quiet():
-        quantize_static(
-            prepared,
-            result,
-            CalibrationReader(examples, program, step.num_calibration_examples, context.seed, context.report),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=operators,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=step.per_channel,
-            reduce_range=bits == 7,
-            nodes_to_exclude=_with_rewritten_names([n for n, layer in layers.items() if layer in step.skip_layers]),
-            calibrate_method=CALIBRATION[step.calibration],
-            extra_options=extra,
-        )
 
 
 def _conclude(
@@ -372,17 +308,6 @@ def _round_activations(step: QuantizeInt8, layer: nn.Module) -> Activations:
     return "per_row" if by_rows else "per_tensor"
 
 
-def _with_rewritten_names(nodes: list[str]) -> list[str]:
-    # The dynamic quantizer first turns a Gemm into a MatMul of this name.
-    return [name for node in nodes for name in (node, f"{node}_MatMul")]
-
-
-def _choose_static_operators(model: ModelProto) -> list[str]:
-    kinds = {node.op_type for node in model.graph.node}
-    convolutional = bool(kinds & {"Conv", "ConvTranspose"}) and not kinds & {"Softmax", "LayerNormalization"}
-    return STATIC_OPERATORS + (IMAGE_OPERATORS if convolutional else [])
-
-
 def _weight_bytes(model: ModelProto) -> int:
     return sum(numpy_helper.to_array(each).nbytes for each in model.graph.initializer)
 
@@ -407,16 +332,3 @@ def _example_batches(program: Program, context: Context) -> list[tuple[Tensor, .
         return [program.example_inputs(program.signature.batch_size or CALIBRATION_BATCH, seed=context.seed)]
     training = cast(BoundExamples, context.examples).training_batches(CALIBRATION_BATCH, seed=context.seed)
     return [batch[0] for batch in itertools.islice(training, NUM_COMPARED_BATCHES)]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantizer's prints off stdout and its advice to preprocess out of the log."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logger.setLevel(level)
