@@ -147,7 +147,8 @@ class Job:
     status: str
     attempt: int
     max_attempts: int
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] | None
+    """None where the job is made of others."""
     created_at: str
     stage: str | None = None
     progress: JobProgress | None = None
@@ -159,6 +160,7 @@ class Job:
     deadline_seconds: int | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    parent_id: str | None = None
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -178,7 +178,7 @@ class Jobs:
         return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/cancel", repeatable=True).json())
 
     def retry(self, id: str) -> Job:
-        """Queue a failed or cancelled job again."""
+        """Queue a failed or cancelled job again; one made of others goes on where it ended."""
         return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/retry").json())
 
     def delete(self, id: str) -> None:

@@ -20,6 +20,7 @@ from app.api.views import View
 from app.db.tables import JobRow, LogRow
 from app.errors import Conflict, NotFound
 from app.jobs import State, cancel_job, delete_job, get_job, retry_job, submit_job, validate_submission
+from app.jobs.lifecycle import CHECKS
 from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
 from app.recipes.recipe import Format, Recipe
@@ -142,9 +143,14 @@ def list_jobs(
     cursor: Cursor = None,
     limit: Limit = 50,
     status: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+    parent_id: Annotated[
+        str | None,
+        Query(pattern=r"^job_[a-z0-9]{26}$", description="The parts of this job; without it, no parts."),
+    ] = None,
 ) -> JobPage:
     """List jobs, newest first."""
-    query = select(JobRow).where(JobRow.action == "optimize")
+    # A comparison with None is IS NULL.
+    query = select(JobRow).where(JobRow.action.not_in(CHECKS), JobRow.parent_id == parent_id)
     if status is not None:
         query = query.where(JobRow.state == status)
     with service.database.read() as session:

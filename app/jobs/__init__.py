@@ -1,5 +1,6 @@
 """Jobs: the lifecycle and the use cases. Every function works in a transaction that its caller owns."""
 
+from app.jobs.advance import advance_parents
 from app.jobs.checks import queue_check
 from app.jobs.claim import Claim, StoredFile, claim, heartbeat, record_progress
 from app.jobs.control import cancel_job, delete_job, get_job, retry_job
@@ -27,6 +28,7 @@ __all__ = [
     "State",
     "StoredFile",
     "accepts_jobs",
+    "advance_parents",
     "append_event",
     "cancel_job",
     "check_move",

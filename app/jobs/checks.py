@@ -9,7 +9,7 @@ from app.db.clock import db_now
 from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.ids import new_id
 from app.jobs.claim import NO_PROGRESS
-from app.jobs.lifecycle import State, describe_state, write_event
+from app.jobs.lifecycle import MADE_OF_PARTS, State, describe_state, write_event
 from app.jobs.outbox import enqueue
 from app.jobs.workers import require_isolation
 from app.recipes.plan import EngineError
@@ -50,12 +50,16 @@ def queue_job(
     recipe: dict[str, Any] | None = None,
     labels: dict[str, str] | None = None,
     priority: int = 0,
+    parent_id: str | None = None,
+    part: str | None = None,
 ) -> JobRow:
-    """Insert a waiting job with its first event and its hint."""
+    """Insert a waiting job with its first event and, where a worker is to take it, its hint."""
     job = JobRow(
         id=new_id("job"),
         owner=owner,
         action=action,
+        parent_id=parent_id,
+        part=part,
         model_id=model_id,
         dataset_id=dataset_id,
         evaluation_dataset_id=evaluation_dataset_id,
@@ -76,7 +80,8 @@ def queue_job(
     session.add(job)
     session.flush()
     write_event(session, job, "state", describe_state(State.QUEUED, 0, None))
-    enqueue(session, job.id)
+    if action not in MADE_OF_PARTS:
+        enqueue(session, job.id)
     session.flush()
     session.refresh(job)
     return job
