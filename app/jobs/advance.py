@@ -164,10 +164,9 @@ def _succeed(session: Session, job: JobRow, ending: Ending, report: Blob) -> boo
     metrics = ending.metrics.model_dump(mode="json")
     parts = read_parts(session, job.id)
     isolation = session.scalar(select(JobRow.isolation).where(JobRow.id == parts[ending.isolation_of].job_id))
-    told = list(parts)
-    outlook = Outlook("teach_student", "", 1.0)
-    for name in (each for each in told if each not in job.progress.get("told", [])):
-        _write_progress(session, job.id, outlook, 1.0, told, make_plan(job).look(parts).notes.get(name, name))
+    outlook = make_plan(job).look(parts)
+    for name in (each for each in parts if each not in job.progress.get("told", [])):
+        _write_progress(session, job.id, outlook, 1.0, list(parts), outlook.notes[name])
     moved = move(
         session,
         job.id,

@@ -22,6 +22,12 @@ OVERHEAD_EPOCHS = 2.0
 TEACHER, TEACHER_CHECK, STUDENT, ALONE = "teacher", "teacher_check", "student", "student_alone"
 RENAMED = {"model.pt2": "teacher.pt2", "model.onnx": "teacher.onnx", "model.safetensors": "teacher.safetensors"}
 """The teacher's files among the parent's artifacts."""
+_CANCELLED = EngineError(code="part_cancelled", detail="it was cancelled", fix="Retry the job.", retryable=True)
+_NO_OBJECTIVE = EngineError(
+    code="no_objective",
+    detail="its quality is not a finite number",
+    fix="Lower training.learning_rate and tuning.learning_rate.",
+)
 
 
 def name_trial(rung: int, number: int) -> str:
@@ -167,12 +173,7 @@ class DistillationPlan:
         return Outlook(outlook.stage, "", 1.0, ending=ending, notes=outlook.notes)
 
     def _failed(self, parts: Parts, stage: str, what: str, part: Part) -> Outlook:
-        error = part.error or EngineError(
-            code="part_cancelled",
-            detail=f"job {part.job_id} was {part.state.value}",
-            fix="Retry the job.",
-            retryable=True,
-        )
+        error = part.error or (_NO_OBJECTIVE if part.state is State.SUCCEEDED else _CANCELLED)
         told = error.model_copy(update={"detail": f"{what} (job {part.job_id}): {error.detail}"[:8000]})
         outlook = self._outlook(parts, stage, what)
         return Outlook(stage, what, outlook.fraction, error=told, notes=outlook.notes)

@@ -7,7 +7,7 @@ the name of a part is unique in its parent.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sqlalchemy import delete, null, select, update
@@ -88,7 +88,7 @@ class Outlook:
     queue: tuple[NewPart, ...] = ()
     error: EngineError | None = None
     ending: Ending | None = None
-    notes: Mapping[str, str] = ()  # type: ignore[assignment]
+    notes: Mapping[str, str] = field(default_factory=dict)
     """Part that is over -> a sentence for the events."""
 
 

@@ -26,7 +26,8 @@ def test_the_command_line_starts_one_and_shows_it(
     assert run([*command, *options, "-o", "json"]) == 0
     job = json.loads(capsys.readouterr().out)
 
-    found = Client(url).distillations.get(job["id"])
+    with Client(url) as client:
+        found = client.distillations.get(job["id"])
     assert found.job.status == "running"
     assert found.distillation["student"]["width"] == 0.25
     assert (found.distillation["training"]["epochs"], found.distillation["training"]["temperature"]) == (4, 2.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import IntegrityError
 
 from app import jobs
 from app.db.clock import db_now
@@ -13,6 +14,7 @@ from app.db.session import Database
 from app.db.tables import JobRow, ModelRow
 from app.errors import Conflict, InvalidRequest
 from app.jobs import advance, parents
+from app.jobs.checks import queue_job
 from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineError
 from app.settings import Settings
@@ -364,6 +366,22 @@ def together(num_threads: int, act: Callable[[], None]) -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
+
+
+def test_a_part_cannot_exist_twice(world: PipelineWorld) -> None:
+    parent = world.distill()
+    world.settle()
+    with pytest.raises(IntegrityError), world.database.session() as session:
+        queue_job(
+            session,
+            owner=OWNER,
+            action="optimize",
+            deadline_seconds=1,
+            max_attempts=1,
+            parent_id=parent,
+            part="teacher",
+        )
+    assert list(world.parts(parent)) == ["teacher"]
 
 
 def test_what_does_not_fit_is_refused_at_its_place_in_the_request(world: PipelineWorld) -> None:
