@@ -97,6 +97,16 @@ def reject_upload(session: Session, job: JobRow, error: EngineError) -> None:
     _settle(session, job, {"state": REJECTED, "error": error.model_dump(mode="json")})
 
 
+def check_again(session: Session, model_id: str) -> None:
+    """Let a model whose check is tried again wait for its verdict."""
+    session.execute(
+        update(ModelRow)
+        .where(ModelRow.id == model_id)
+        .values(state=CHECKING, error=None)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def _settle(session: Session, job: JobRow, values: dict[str, Any]) -> None:
     table: type[ModelRow] | type[DatasetRow] = ModelRow if job.action == "check_model" else DatasetRow
     upload_id = job.model_id or job.dataset_id

@@ -10,22 +10,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sqlalchemy import delete, null, select, update
+from sqlalchemy import delete, null, select
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.tables import ArtifactRow, JobRow, ModelRow
 from app.errors import Conflict
-from app.ids import new_id
-from app.jobs.checks import CHECKING, queue_job
+from app.jobs.checks import check_again, queue_job
 from app.jobs.claim import NO_PROGRESS
 from app.jobs.endings import WAITING
 from app.jobs.lifecycle import TERMINAL, State, move
 from app.jobs.outbox import enqueue
+from app.jobs.uploads import make_model
 from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineError
 from app.recipes.recipe import Recipe
 from app.settings import Settings
+from app.storage.base import Blob
 
 HANDED_ON = "model.pt2"
 """The artifact by which the result of a part reaches the next one."""
@@ -188,13 +189,8 @@ def retry_parts(session: Session, settings: Settings, parent_id: str, names: Ite
             continue
         enqueue(session, job_id)
         if job.action == "check_model":
-            untracked = {"synchronize_session": False}
-            session.execute(
-                update(ModelRow)
-                .where(ModelRow.id == job.model_id)
-                .values(state=CHECKING, error=null())
-                .execution_options(**untracked)
-            )
+            assert job.model_id is not None
+            check_again(session, job.model_id)
 
 
 def delete_made_models(session: Session, parent_id: str) -> None:
@@ -218,29 +214,17 @@ def _make_model(session: Session, parent: JobRow, part: str) -> str:
         .join(JobRow, JobRow.id == ArtifactRow.job_id)
         .where(JobRow.parent_id == parent.id, JobRow.part == part, ArtifactRow.name == HANDED_ON)
     ).one()
-    model = ModelRow(
-        id=new_id("mdl"),
-        owner=parent.owner,
-        name=f"{part} of {parent.id}",
-        format="pt2",
-        state=CHECKING,
-        size_bytes=artifact.size_bytes,
-        sha256=artifact.sha256,
-        made_by=parent.id,
-        created_at=db_now(),
-    )
-    session.add(model)
-    session.flush()
-    return model.id
+    blob = Blob(artifact.sha256, artifact.size_bytes)
+    return make_model(session, owner=parent.owner, name=f"{part} of {parent.id}", blob=blob, made_by=parent.id)
 
 
 def _describe(row: JobRow) -> Part:
     assert row.part is not None
     return Part(
-        name=row.part,
-        job_id=row.id,
-        state=State(row.state),
-        model_id=row.model_id,
+        row.part,
+        row.id,
+        State(row.state),
+        row.model_id,
         fraction=float(row.progress["fraction"]),
         metrics=Metrics.model_validate(row.metrics) if row.metrics is not None else None,
         error=EngineError.model_validate(row.error) if row.error is not None else None,

@@ -37,6 +37,14 @@ def add_model(
     return model
 
 
+def make_model(session: Session, *, owner: str, name: str, blob: Blob, made_by: str) -> str:
+    """Write down a .pt2 that a part of the job `made_by` left for the next; the caller queues its check."""
+    model = ModelRow(id=new_id("mdl"), made_by=made_by, **_describe(owner, name, "pt2", blob))
+    session.add(model)
+    session.flush()
+    return model.id
+
+
 def add_dataset(session: Session, settings: Settings, *, owner: str, name: str, format: str, blob: Blob) -> DatasetRow:
     """Write down an uploaded dataset and queue its check."""
     dataset = DatasetRow(id=new_id("dst"), **_describe(owner, name, format, blob))
