@@ -17,6 +17,7 @@ from worker.engine.pruning.removal import find_sound_channels, remove_channels
 from worker.engine.students.blocks import drop_blocks, find_stages
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
+from worker.engine.training.summary import find_trainable
 
 CALIBRATION_BATCH, CALIBRATION_EXAMPLES = 32, 256
 NO_BLOCKS = (
@@ -26,14 +27,10 @@ NO_BLOCKS = (
 
 
 def inspect(program: Program) -> Capability:
-    """Name the blocks that `depth` can drop; `width` needs what prune_structured needs."""
-    blocks = tuple(block.name for stage in find_stages(program) for block in stage.droppable)
-    return Capability(
-        kind="derive_student",
-        applicable=next(program.module.parameters(), None) is not None,
-        layers=(),
-        missing=None if blocks else f"{NO_BLOCKS}; depth must be 1",
-    )
+    """Name the layers with weights, and say where no block can be dropped; `width` needs what prune_structured does."""
+    has_blocks = any(stage.droppable for stage in find_stages(program))
+    trainable = find_trainable("derive_student", program)
+    return trainable.model_copy(update={"missing": None if has_blocks else f"{NO_BLOCKS}; depth must be 1"})
 
 
 def run(program: Program, step: DeriveStudent, context: Context) -> Outcome:

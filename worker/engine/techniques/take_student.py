@@ -7,11 +7,12 @@ from worker.engine.measure.size import count_parameters
 from worker.engine.programs.program import Program
 from worker.engine.students.replacement import build_student, take_place
 from worker.engine.techniques.base import Context, Outcome
+from worker.engine.training.summary import find_trainable
 
 
-def inspect(program: Program) -> Capability:  # noqa: ARG001 - any model can be replaced; whether a student fits, it tells
-    """Say that it applies to every model."""
-    return Capability(kind="take_student", applicable=True, layers=(), missing=None)
+def inspect(program: Program) -> Capability:
+    """Name the layers with weights: all are replaced. Whether a student fits, it tells itself."""
+    return find_trainable("take_student", program).model_copy(update={"missing": None})
 
 
 def run(program: Program, step: TakeStudent, context: Context) -> Outcome:
