@@ -9,7 +9,19 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
-from app.api import architectures, artifacts, datasets, events, health, jobs, models, problems, techniques, workers
+from app.api import (
+    architectures,
+    artifacts,
+    datasets,
+    distillations,
+    events,
+    health,
+    jobs,
+    models,
+    problems,
+    techniques,
+    workers,
+)
 from app.api.frame import FrameMiddleware
 from app.api.idempotency import forget_expired
 from app.api.locality import LocalityMiddleware
@@ -59,7 +71,7 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
     if local_only:
         app.add_middleware(LocalityMiddleware, host=settings.host)
     app.add_middleware(CorrelationIdMiddleware)
-    for noun in (models, datasets, techniques, architectures, jobs, events, artifacts, workers, health):
+    for noun in (models, datasets, techniques, architectures, jobs, distillations, events, artifacts, workers, health):
         app.include_router(noun.router)
     return app
 

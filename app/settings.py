@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """How often a worker renews its lease."""
     reap_interval_seconds: float = Field(2, gt=0)
     """How often the dispatcher looks for expired leases."""
+    advance_interval_seconds: float = Field(1, gt=0)
+    """How often the dispatcher looks at jobs that are made of others."""
     sweep_after_seconds: float = Field(30, gt=0)
     """A job that waits this long after its last hint gets another."""
     relay_interval_seconds: float = Field(0.2, gt=0)

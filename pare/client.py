@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pare.distillations import Distillations
 from pare.optimize import DataLike, Optimization
 from pare.progress import ProgressDisplay
 from pare.recipes import RecipeLike
@@ -24,6 +25,7 @@ class Client:
         self.models = Models(self.transport)
         self.datasets = Datasets(self.transport)
         self.jobs = Jobs(self.transport)
+        self.distillations = Distillations(self.transport)
         self.techniques = Techniques(self.transport)
         self.artifacts = Artifacts(self.transport)
         self.workers = Workers(self.transport)
@@ -93,6 +95,45 @@ class Client:
             name=name,
             dynamic_batch=dynamic_batch,
             dynamic_shapes=dynamic_shapes,
+            labels=labels,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def distill(
+        self,
+        model: "nn.Module | str | Path",
+        example_inputs: Any = None,
+        *,
+        data: DataLike,
+        distillation: Mapping[str, Any],
+        student: "nn.Module | str | Path | None" = None,
+        evaluation_data: DataLike | None = None,
+        task: str = "none",
+        label_column: str | None = None,
+        inputs: Mapping[str, str | dict[str, Any]] | None = None,
+        labels: dict[str, str] | None = None,
+        timeout_seconds: float | None = None,
+        progress: bool = True,
+    ) -> Result:
+        """Teach a smaller model what this one knows; return the measured student.
+
+        `model` is the teacher and `data` its examples, as for `optimize`. `distillation` says the rest, as POST
+        /v1/distillations takes it (docs/distillation.md): teacher_training, student, training, tuning; `{}` derives
+        a student of half the width. `student` is a module, file or uploaded model to teach instead. The result's
+        metrics hold the comparison with the same student taught without a teacher in `distillation`.
+        """
+        optimization = Optimization(self.models, self.datasets, self.jobs, ProgressDisplay(enabled=progress))
+        return optimization.distill(
+            self.distillations,
+            model,
+            example_inputs,
+            distillation=distillation,
+            student=student,
+            data=data,
+            evaluation_data=evaluation_data,
+            task=task,
+            label_column=label_column,
+            inputs=inputs,
             labels=labels,
             timeout_seconds=timeout_seconds,
         )

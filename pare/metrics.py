@@ -135,6 +135,54 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One of the models that a distillation compares: teacher, student_alone or student."""
+
+    name: str
+    job_id: str
+    file_bytes: int
+    parameters: int
+    p50_ms: float
+    quality: Quality | None = None
+    macs: int | None = None
+    latency_ratio: Ratio | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the teacher added; positive where it helped. `helped` is None where no standard error is known."""
+
+    metric: str
+    value: float
+    standard_error: float | None = None
+    helped: bool | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a trial, on one rung."""
+
+    number: int
+    rung: int
+    epochs: int
+    values: dict[str, float]
+    outcome: str
+    why: str
+    job_id: str
+    objective: float | None = None
+
+
+@dataclass(frozen=True)
+class DistillationMetrics:
+    """The comparison that a distillation is for."""
+
+    candidates: tuple[Candidate, ...]
+    gain: Gain | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
 class Metrics:
     """All numbers of a job."""
 
@@ -146,4 +194,5 @@ class Metrics:
     steps: tuple[StepMetrics, ...] = ()
     layers: tuple[LayerMetrics, ...] = ()
     sensitivity: tuple[LayerEffect, ...] = ()
+    distillation: DistillationMetrics | None = None
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

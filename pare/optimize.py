@@ -1,4 +1,4 @@
-"""The whole way in one call: export, upload, submit, wait, result."""
+"""The whole way in one call, for recipes and distillations: export, upload, submit, wait, result."""
 
 import sys
 import tempfile
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pare.data import bind, write_dataset
+from pare.distillations import Distillations
 from pare.errors import UsageError
 from pare.export import export_module
 from pare.progress import ProgressDisplay
 from pare.recipes import RecipeLike, complete_recipe
-from pare.records import Dataset, Model
+from pare.records import Dataset, Job, Model
 from pare.resources import Datasets, Jobs, Models, raise_unless_succeeded
 from pare.result import Result
 
@@ -24,7 +25,7 @@ DataLike = Mapping[str, Any] | str | Path
 
 
 class Optimization:
-    """One call of Client.optimize: its resources and its display."""
+    """One call of Client.optimize or Client.distill: its resources and its display."""
 
     def __init__(self, models: Models, datasets: Datasets, jobs: Jobs, display: ProgressDisplay) -> None:
         self._models = models
@@ -51,7 +52,65 @@ class Optimization:
         timeout_seconds: float | None,
     ) -> Result:
         """Do it all. Ctrl-C while the job runs detaches from it."""
-        with tempfile.TemporaryDirectory(prefix="pare-") as directory, self._display:
+        with self._display:
+            checked_model, binding = self._prepare(
+                model, example_inputs, data, evaluation_data, task, label_column, inputs, name, dynamic_batch,
+                dynamic_shapes,
+            )  # fmt: skip
+            job = self._jobs.submit(checked_model.id, complete_recipe(recipe, data=binding), labels=labels)
+            job = self._watch(job, timeout_seconds)
+        if job.finished:
+            raise_unless_succeeded(job)
+        return Result(self._jobs, job, tuple(self._notes))
+
+    def distill(
+        self,
+        distillations: Distillations,
+        model: "nn.Module | str | Path",
+        example_inputs: Any,
+        *,
+        distillation: Mapping[str, Any],
+        student: "nn.Module | str | Path | None",
+        data: DataLike,
+        evaluation_data: DataLike | None,
+        task: str,
+        label_column: str | None,
+        inputs: Mapping[str, str | dict[str, Any]] | None,
+        labels: dict[str, str] | None,
+        timeout_seconds: float | None,
+    ) -> Result:
+        """Upload teacher, student and data, start the distillation, and wait. Ctrl-C detaches."""
+        with self._display:
+            teacher, binding = self._prepare(
+                model, example_inputs, data, evaluation_data, task, label_column, inputs, None, True, None
+            )
+            request = {**distillation, "data": {**(binding or {}), **(distillation.get("data") or {})}}
+            if student is not None:
+                with tempfile.TemporaryDirectory(prefix="pare-") as directory:
+                    uploaded = self._send_model(student, example_inputs, None, Path(directory), True, None)
+                request["student"] = {"kind": "take_student", "student": self._models.wait(uploaded.id).id}
+            request.setdefault("student", {"kind": "derive_student"})
+            request.setdefault("training", {"kind": "distill"})
+            job = self._watch(distillations.submit(teacher.id, request, labels=labels), timeout_seconds)
+        if job.finished:
+            raise_unless_succeeded(job)
+        return Result(self._jobs, job, tuple(self._notes))
+
+    def _prepare(
+        self,
+        model: "nn.Module | str | Path",
+        example_inputs: Any,
+        data: DataLike | None,
+        evaluation_data: DataLike | None,
+        task: str,
+        label_column: str | None,
+        inputs: Mapping[str, str | dict[str, Any]] | None,
+        name: str | None,
+        dynamic_batch: bool,
+        dynamic_shapes: Any,
+    ) -> tuple[Model, dict[str, Any] | None]:
+        """Upload model and data; return the checked model and `recipe.data`."""
+        with tempfile.TemporaryDirectory(prefix="pare-") as directory:
             checked_model = self._send_model(
                 model, example_inputs, name, Path(directory), dynamic_batch, dynamic_shapes
             )
@@ -59,24 +118,24 @@ class Optimization:
             held_out = None
             if evaluation_data is not None:
                 held_out = self._send_data(evaluation_data, name, Path(directory), "evaluation data")
-            checked_model = self._models.wait(checked_model.id)
-            binding = None
-            if dataset is not None:
-                dataset = self._datasets.wait(dataset.id)
-                binding = bind(checked_model, dataset, task=task, label_column=label_column, inputs=inputs)
-            if held_out is not None:
-                if binding is None:
-                    raise UsageError("evaluation_data without data", fix="Give both, or data alone.")
-                binding["evaluation_dataset_id"] = self._datasets.wait(held_out.id).id
-            job = self._jobs.submit(checked_model.id, complete_recipe(recipe, data=binding), labels=labels)
-            self._display.say(f"job {job.id}")
-            try:
-                job = self._jobs.wait(job.id, timeout_seconds=timeout_seconds, on_event=self._display.event)
-            except KeyboardInterrupt:
-                print(f"\n{detached(job.id)}", file=sys.stderr)
-        if job.finished:
-            raise_unless_succeeded(job)
-        return Result(self._jobs, job, tuple(self._notes))
+        checked_model = self._models.wait(checked_model.id)
+        binding = None
+        if dataset is not None:
+            dataset = self._datasets.wait(dataset.id)
+            binding = bind(checked_model, dataset, task=task, label_column=label_column, inputs=inputs)
+        if held_out is not None:
+            if binding is None:
+                raise UsageError("evaluation_data without data", fix="Give both, or data alone.")
+            binding["evaluation_dataset_id"] = self._datasets.wait(held_out.id).id
+        return checked_model, binding
+
+    def _watch(self, job: Job, timeout_seconds: float | None) -> Job:
+        self._display.say(f"job {job.id}")
+        try:
+            return self._jobs.wait(job.id, timeout_seconds=timeout_seconds, on_event=self._display.event)
+        except KeyboardInterrupt:
+            print(f"\n{detached(job.id)}", file=sys.stderr)
+            return job
 
     def _send_model(
         self,

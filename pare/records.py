@@ -166,7 +166,8 @@ class Job:
     status: str
     attempt: int
     max_attempts: int
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] | None
+    """None where the job is made of others."""
     created_at: str
     stage: str | None = None
     progress: JobProgress | None = None
@@ -181,6 +182,7 @@ class Job:
     num_jobs_ahead: int | None = None
     started_at: str | None = None
     finished_at: str | None = None
+    parent_id: str | None = None
     raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

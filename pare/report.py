@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pare.metrics import LayerEffect, Measurement, Metrics, Quality
+from pare.metrics import DistillationMetrics, LayerEffect, Measurement, Metrics, Quality
 from pare.records import Verdict
 
 NUM_SENSITIVE = 8
@@ -76,13 +76,33 @@ def _effect(effect: LayerEffect | None) -> str:
     return "" if effect is None else f"{effect.effect:.2g}{'*' if effect.chosen else ' '}"
 
 
+def distillation_table(compared: DistillationMetrics) -> RenderableType:
+    """Return teacher and students side by side, with what tuning chose."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for title in ("quality", "latency p50", "/ teacher", "file size", "parameters"):
+        table.add_column(title, justify="right")
+    for each in compared.candidates:
+        quality = "" if each.quality is None else _quality(each.quality)
+        ratio = "" if each.latency_ratio is None else f"x{each.latency_ratio.value:.2f}"
+        size = human_bytes(each.file_bytes)
+        table.add_row(each.name.replace("_", " "), quality, _ms(each.p50_ms), ratio, size, f"{each.parameters:,}")
+    chosen = ", ".join(f"{name} {value:g}" for name, value in compared.values.items())
+    return (
+        Group(table, Text(f"chosen of {len({t.number for t in compared.trials})} trials: {chosen}"))
+        if chosen
+        else table
+    )
+
+
 def report(metrics: Metrics) -> RenderableType:
-    """Return table, sensitivity where it was measured, and verdict."""
+    """Return table, comparison of a distillation, sensitivity where it was measured, and verdict."""
     steps = dict.fromkeys((each.step, each.metric) for each in metrics.sensitivity)
     tables = (
         sensitivity_table([each for each in metrics.sensitivity if (each.step, each.metric) == step]) for step in steps
     )
-    return Group(metrics_table(metrics), *tables, verdict_text(metrics.verdict))
+    compared = [] if metrics.distillation is None else [distillation_table(metrics.distillation)]
+    return Group(metrics_table(metrics), *compared, *tables, verdict_text(metrics.verdict))
 
 
 def to_text(renderable: RenderableType, width: int = 110) -> str:

@@ -184,7 +184,10 @@ class Jobs:
         return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/cancel", repeatable=True).json())
 
     def retry(self, id: str, *, fresh: bool = False) -> Job:
-        """Queue a failed or cancelled job again: from its last checkpoint, or from the beginning if `fresh`."""
+        """Queue a failed or cancelled job again: from its last checkpoint, or from the beginning if `fresh`.
+
+        A job made of others goes on where it ended.
+        """
         params = {"fresh": "true"} if fresh else None
         return read(Job, self._transport.request("POST", f"/v1/jobs/{id}/retry", params=params).json())
 

@@ -1,5 +1,7 @@
 """`python -m worker.dispatch`: publish hints, wake idle workers, take jobs from workers that went silent.
 
+It also lets jobs that are made of others go on to their next part.
+
 Any number may run. All state is in the database; this process can be killed at any time.
 """
 
@@ -17,6 +19,7 @@ from app.db.session import Database
 from app.errors import PareError
 from app.jobs import (
     Hint,
+    advance_parents,
     count_waiting,
     forget_workers,
     list_workers,
@@ -29,6 +32,7 @@ from app.jobs import (
 from app.logs import configure_logs
 from app.recipes.needs import DEVICE_KINDS, DeviceKind
 from app.settings import Settings, load_settings
+from app.storage import open_storage
 from worker.queues import name_queue
 
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.5, 10.0
@@ -61,6 +65,7 @@ class Dispatcher:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
+        self._storage = open_storage(settings.storage_url)
         self._client, self._publish = make_publisher(settings.broker_url)
         self.stopping = threading.Event()
 
@@ -69,6 +74,7 @@ class Dispatcher:
         duties = [
             (self._relay, self._settings.relay_interval_seconds),
             (self._reap, self._settings.reap_interval_seconds),
+            (self._advance, self._settings.advance_interval_seconds),
             (self._sweep, min(self._settings.sweep_after_seconds / 4, 5.0)),
             (self._wake, self._settings.wake_interval_seconds),
             (self._note_waits, self._settings.wake_interval_seconds),
@@ -112,6 +118,9 @@ class Dispatcher:
         if reaped:
             _log.warning("workers went silent", job_ids=reaped)
         return bool(reaped)
+
+    def _advance(self) -> bool:
+        return advance_parents(self._database, self._settings, self._storage) > 0
 
     def _sweep(self) -> bool:
         # With a hint for every waiting job in the queue nothing was lost: the workers are busy, and more hints would

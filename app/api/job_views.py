@@ -84,6 +84,8 @@ class JobLinks(View):
     """POST here to cancel."""
     model: str | None
     """The model; null once that is deleted."""
+    distillation: str | None
+    """Its stages and trials, where it is a distillation."""
 
 
 class JobView(View):
@@ -113,8 +115,10 @@ class JobView(View):
     """The comparison in words, once it has succeeded."""
     isolation: list[str]
     """What separated the latest attempt from the machine."""
-    recipe: Recipe
-    """What it does, with all defaults filled in."""
+    recipe: Recipe | None
+    """What it does, with all defaults filled in; null where it is made of parts."""
+    parent_id: str | None
+    """The job that it is a part of."""
     labels: dict[str, str]
     """Your notes."""
     priority: int
@@ -189,7 +193,8 @@ def describe_job(
             "error": row.error,
             "verdict": row.verdict,
             "isolation": row.isolation,
-            "recipe": row.recipe,
+            "recipe": row.recipe if row.action == "optimize" else None,
+            "parent_id": row.parent_id,
             "labels": row.labels,
             "priority": row.priority,
             "deadline_seconds": row.deadline_seconds,
@@ -203,6 +208,7 @@ def describe_job(
                 "self": own,
                 **{name: f"{own}/{name}" for name in ("events", "metrics", "artifacts", "logs", "cancel")},
                 "model": f"/v1/models/{row.model_id}" if row.model_id else None,
+                "distillation": f"/v1/distillations/{row.id}" if row.action == "distill" else None,
             },
         }
     )

@@ -29,10 +29,12 @@ from app.jobs import (
     find_newest,
     get_job,
     list_workers,
+    name_parts,
     retry_job,
     submit_job,
     validate_submission,
 )
+from app.jobs.lifecycle import CHECKS
 from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
 from app.recipes.needs import Needs
@@ -135,7 +137,7 @@ def post_job(
             deadline_seconds=body.deadline_seconds,
             needs=body.needs,
         )
-        return 202, _describe(session, service, job).model_dump_json()
+        return 202, describe_one(session, service, job).model_dump_json()
 
     key = parse_key(idempotency_key) if idempotency_key is not None else None
     with service.database.session() as session:
@@ -163,9 +165,14 @@ def list_jobs(
     cursor: Cursor = None,
     limit: Limit = 50,
     status: Annotated[State | None, Query(description="Only jobs in this state.")] = None,
+    parent_id: Annotated[
+        str | None,
+        Query(pattern=r"^job_[a-z0-9]{26}$", description="The parts of this job; without it, no parts."),
+    ] = None,
 ) -> JobPage:
     """List jobs, newest first."""
-    query = select(JobRow).where(JobRow.action == "optimize")
+    # A comparison with None is IS NULL.
+    query = select(JobRow).where(JobRow.action.not_in(CHECKS), JobRow.parent_id == parent_id)
     if status is not None:
         query = query.where(JobRow.state == status)
     with service.database.read() as session:
@@ -180,14 +187,14 @@ def list_jobs(
 def show_job(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Show one job as it is now."""
     with service.database.read() as session:
-        return _describe(session, service, get_job(session, owner, job_id))
+        return describe_one(session, service, get_job(session, owner, job_id))
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", status_code=202, responses=problems(404, 409))
 def post_cancel(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Cancel a job: a waiting one at once, a running one as soon as its processes have ended."""
     with service.database.session() as session:
-        return _describe(session, service, cancel_job(session, owner, job_id))
+        return describe_one(session, service, cancel_job(session, owner, job_id))
 
 
 @router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409, 422))
@@ -199,9 +206,10 @@ def post_retry(
 ) -> JobView:
     """Queue a failed or cancelled job again, with a fresh set of attempts; it goes on from its last checkpoint."""
     with service.database.session() as session:
-        job = _describe(session, service, retry_job(session, service.settings, owner, job_id, fresh=fresh))
-    if fresh:
-        delete_bytes(service.storage, job_id)
+        job = describe_one(session, service, retry_job(session, service.settings, owner, job_id, fresh=fresh))
+        forgotten = [job_id, *name_parts(session, job_id)] if fresh else []
+    for each in forgotten:
+        delete_bytes(service.storage, each)
     return job
 
 
@@ -209,8 +217,9 @@ def post_retry(
 def remove_job(service: Parts, owner: Owner, job_id: JobId) -> None:
     """Delete a finished job with its events, logs, checkpoints and artifacts."""
     with service.database.session() as session:
-        delete_job(session, owner, job_id)
-    delete_bytes(service.storage, job_id)
+        gone = delete_job(session, owner, job_id)
+    for each in gone:
+        delete_bytes(service.storage, each)
 
 
 @router.get("/{job_id}/metrics", operation_id="get_metrics", response_model=Metrics, responses=problems(404, 409))
@@ -286,7 +295,7 @@ def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
         )
 
 
-def _describe(session: Session, service: Service, job: JobRow) -> JobView:
+def describe_one(session: Session, service: Service, job: JobRow) -> JobView:
     """Return the view of one job, with its place in the queue and its newest checkpoint."""
     num_jobs_ahead = None
     if State(job.state) is State.QUEUED:

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal, NoReturn
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
 from app.api.cursors import Cursor, Limit, read_page
@@ -118,7 +119,8 @@ async def upload_model(
 def list_models(service: Parts, owner: Owner, cursor: Cursor = None, limit: Limit = 50) -> ModelPage:
     """List models, newest first."""
     with service.database.read() as session:
-        rows, next_cursor = read_page(session, ModelRow, owner, cursor, limit)
+        uploaded = select(ModelRow).where(ModelRow.made_by.is_(None))
+        rows, next_cursor = read_page(session, ModelRow, owner, cursor, limit, uploaded)
         return ModelPage(items=[describe_model(row) for row in rows], next_cursor=next_cursor)
 
 

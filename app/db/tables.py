@@ -52,6 +52,11 @@ class ModelRow(Base):
     """ModelFacts, once ready."""
     error: Mapped[JsonValue | None]
     """code, detail, fix; once rejected."""
+    made_by: Mapped[str | None] = mapped_column(String(40), index=True)
+    """The job made of others whose part left this model for its next part; null: uploaded by the user.
+
+    No foreign key: jobs refer to models already. Whoever deletes the job deletes it.
+    """
     created_at: Mapped[datetime]
     __table_args__ = (Index("ix_models_created", "created_at", "id"),)
 
@@ -76,19 +81,27 @@ class DatasetRow(Base):
 
 
 class JobRow(Base):
-    """A unit of engine work: a user's optimize job, or the check of an upload (not listed under /v1/jobs)."""
+    """A unit of engine work: a user's optimize job, or the check of an upload (not listed under /v1/jobs).
+
+    Or a job made of others, its parts (app/jobs/parents.py): no worker claims it.
+    """
 
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     owner: Mapped[str] = mapped_column(String(40), index=True)
     action: Mapped[str] = mapped_column(String(20))
-    """optimize, check_model or check_dataset."""
+    """optimize, check_model or check_dataset; distill: made of parts."""
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    """The job that this one is a part of."""
+    part: Mapped[str | None] = mapped_column(String(60))
+    """Which part: a name that is unique in the parent."""
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
     """check_dataset: the dataset to check. optimize: recipe.data.dataset_id."""
     evaluation_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     recipe: Mapped[JsonValue | None]
+    """optimize: a Recipe. distill: a Distillation."""
     labels: Mapped[JsonValue]
     priority: Mapped[int] = mapped_column(Integer)
     deadline_seconds: Mapped[int | None] = mapped_column(Integer)
@@ -127,6 +140,7 @@ class JobRow(Base):
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
     __table_args__ = (
+        UniqueConstraint("parent_id", "part"),
         Index("ix_jobs_state_lease", "state", "lease_until"),
         Index("ix_jobs_state_published", "state", "published_at"),
         Index("ix_jobs_created", "created_at", "id"),

@@ -1,5 +1,6 @@
 """Jobs: the lifecycle and the use cases. Every function works in a transaction that its caller owns."""
 
+from app.jobs.advance import advance_parents
 from app.jobs.checkpoints import (
     Place,
     StoredCheckpoint,
@@ -18,6 +19,7 @@ from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
 from app.jobs.needs import Capacity, JobNeeds, capacity_of, derive_needs, needs_of
 from app.jobs.order import count_ahead
 from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
+from app.jobs.parents import name_parts
 from app.jobs.reap import reap_expired
 from app.jobs.submit import submit_job, validate_submission
 from app.jobs.waiting import Wait, explain_wait, note_waits
@@ -46,6 +48,7 @@ __all__ = [
     "StoredFile",
     "Wait",
     "accepts_jobs",
+    "advance_parents",
     "append_event",
     "cancel_job",
     "capacity_of",
@@ -69,6 +72,7 @@ __all__ = [
     "list_events",
     "list_workers",
     "mark_sent",
+    "name_parts",
     "needs_of",
     "note_waits",
     "queue_check",

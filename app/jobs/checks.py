@@ -9,7 +9,7 @@ from app.db.clock import db_now
 from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.ids import new_id
 from app.jobs.claim import NO_PROGRESS
-from app.jobs.lifecycle import State, describe_state, write_event
+from app.jobs.lifecycle import MADE_OF_PARTS, State, describe_state, write_event
 from app.jobs.needs import JobNeeds, derive_needs
 from app.jobs.outbox import enqueue
 from app.jobs.workers import require_isolation
@@ -55,13 +55,20 @@ def queue_job(
     labels: dict[str, str] | None = None,
     priority: int = 0,
     needs: JobNeeds | None = None,
+    parent_id: str | None = None,
+    part: str | None = None,
 ) -> JobRow:
-    """Insert a waiting job with its first event and its hint. Without `needs` any CPU worker will do."""
+    """Insert a waiting job with its first event and, where a worker is to take it, its hint.
+
+    Without `needs` any CPU worker will do.
+    """
     needs = needs or derive_needs(None)
     job = JobRow(
         id=new_id("job"),
         owner=owner,
         action=action,
+        parent_id=parent_id,
+        part=part,
         model_id=model_id,
         dataset_id=dataset_id,
         evaluation_dataset_id=evaluation_dataset_id,
@@ -86,7 +93,8 @@ def queue_job(
     session.add(job)
     session.flush()
     write_event(session, job, "state", describe_state(State.QUEUED, 0, None))
-    enqueue(session, job.id)
+    if action not in MADE_OF_PARTS:
+        enqueue(session, job.id)
     session.flush()
     session.refresh(job)
     return job
@@ -100,6 +108,16 @@ def accept_upload(session: Session, job: JobRow, facts: dict[str, Any]) -> None:
 def reject_upload(session: Session, job: JobRow, error: EngineError) -> None:
     """Reject the upload of a failed check."""
     _settle(session, job, {"state": REJECTED, "error": error.model_dump(mode="json")})
+
+
+def check_again(session: Session, model_id: str) -> None:
+    """Let a model whose check is tried again wait for its verdict."""
+    session.execute(
+        update(ModelRow)
+        .where(ModelRow.id == model_id)
+        .values(state=CHECKING, error=None)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _settle(session: Session, job: JobRow, values: dict[str, Any]) -> None:

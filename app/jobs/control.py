@@ -6,20 +6,31 @@ from sqlalchemy.orm import Session
 from app.db.clock import db_now
 from app.db.tables import JobRow, ModelRow
 from app.errors import Conflict, NotFound
+from app.jobs.advance import make_plan
 from app.jobs.checkpoints import drop_checkpoints
 from app.jobs.endings import WAITING
-from app.jobs.lifecycle import TERMINAL, State, move
+from app.jobs.lifecycle import CHECKS, MADE_OF_PARTS, TERMINAL, State, move
 from app.jobs.outbox import enqueue
+from app.jobs.parents import (
+    cancel_parts,
+    delete_made_models,
+    name_parts,
+    read_parts,
+    refuse_part,
+    retry_parts,
+    start_parent,
+)
 from app.jobs.teachers import name_teachers
+from app.recipes.pipelines import Distillation
 from app.recipes.recipe import Recipe
 from app.settings import Settings
 
 
 def get_job(session: Session, owner: str, job_id: str, *, for_update: bool = False) -> JobRow:
-    """Return an optimize job of this owner. `for_update` locks it until the transaction ends."""
+    """Return a job of this owner, checks aside. `for_update` locks it until the transaction ends."""
     query = (
         select(JobRow)
-        .where(JobRow.id == job_id, JobRow.owner == owner, JobRow.action == "optimize")
+        .where(JobRow.id == job_id, JobRow.owner == owner, JobRow.action.not_in(CHECKS))
         .execution_options(populate_existing=True)
     )
     job = session.scalar(query.with_for_update() if for_update else query)
@@ -31,6 +42,7 @@ def get_job(session: Session, owner: str, job_id: str, *, for_update: bool = Fal
 def cancel_job(session: Session, owner: str, job_id: str) -> JobRow:
     """Cancel: a waiting job at once, a running one as soon as its worker has ended it. Asking again changes nothing."""
     job = get_job(session, owner, job_id, for_update=True)
+    refuse_part(job)
     state = State(job.state)
     if state in TERMINAL:
         raise Conflict(
@@ -40,16 +52,20 @@ def cancel_job(session: Session, owner: str, job_id: str) -> JobRow:
         ended = {"finished_at": db_now()}
         return _moved(move(session, job_id, sources=[State.QUEUED], target=State.CANCELLED, values=ended))
     if state is State.RUNNING:
-        return _moved(move(session, job_id, sources=[State.RUNNING], target=State.CANCELLING))
+        moved = _moved(move(session, job_id, sources=[State.RUNNING], target=State.CANCELLING))
+        if job.action in MADE_OF_PARTS:
+            cancel_parts(session, job_id)
+        return moved
     return job
 
 
 def retry_job(session: Session, settings: Settings, owner: str, job_id: str, *, fresh: bool = False) -> JobRow:
-    """Queue a failed or cancelled job again, with a fresh set of attempts.
+    """Queue a failed or cancelled job again, with a fresh set of attempts; one made of parts goes on where it ended.
 
     It goes on from its last checkpoint; with `fresh` it forgets them and starts from the beginning.
     """
     job = get_job(session, owner, job_id, for_update=True)
+    refuse_part(job)
     if State(job.state) not in (State.FAILED, State.CANCELLED):
         raise Conflict(
             f"job {job_id} is {job.state}; only failed and cancelled jobs can be retried",
@@ -70,7 +86,7 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str, *, 
                 code="dataset_deleted",
                 fix="Upload the dataset again and submit a new job.",
             )
-    for model_id in name_teachers(Recipe.model_validate(job.recipe)):
+    for model_id in _name_other_models(job):
         # Locked, so that it is not deleted before this transaction ends.
         teacher = select(ModelRow.id).where(ModelRow.id == model_id, ModelRow.owner == owner)
         if session.scalar(teacher.with_for_update(read=True)) is None:
@@ -80,7 +96,8 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str, *, 
                 fix="Upload the model again and submit a new job.",
             )
     if fresh:
-        drop_checkpoints(session, job_id)
+        for each in (job_id, *name_parts(session, job_id)):
+            drop_checkpoints(session, each)
     values = WAITING | {
         # Attempts count on, so that the logs of earlier ones keep their numbers.
         "max_attempts": job.attempt + settings.max_attempts,
@@ -92,17 +109,32 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str, *, 
     }
     sources = [State.FAILED, State.CANCELLED]
     moved = _moved(move(session, job_id, sources=sources, target=State.QUEUED, reason="retry", values=values))
+    if job.action in MADE_OF_PARTS:
+        parts = read_parts(session, job_id)
+        retry_parts(session, settings, job_id, make_plan(moved).choose_retries(parts))
+        return start_parent(session, moved)
     enqueue(session, job_id)
     return moved
 
 
-def delete_job(session: Session, owner: str, job_id: str) -> None:
-    """Delete a finished job with its events, logs, checkpoints and artifacts."""
+def delete_job(session: Session, owner: str, job_id: str) -> list[str]:
+    """Delete a finished job with its events, logs, checkpoints, artifacts and parts; return the ids that went."""
     job = get_job(session, owner, job_id, for_update=True)
+    refuse_part(job)
     if State(job.state) not in TERMINAL:
         raise Conflict(f"job {job_id} is {job.state}", code="job_unfinished", fix="Cancel it first.")
+    gone = [job_id, *name_parts(session, job_id)]
     session.expunge(job)
     session.execute(delete(JobRow).where(JobRow.id == job_id).execution_options(synchronize_session=False))
+    delete_made_models(session, job_id)
+    return gone
+
+
+def _name_other_models(job: JobRow) -> tuple[str, ...]:
+    """Return the ids of the models, beside its own, that a job needs."""
+    if job.action in MADE_OF_PARTS:
+        return name_teachers(Distillation.model_validate(job.recipe).student_recipe())
+    return name_teachers(Recipe.model_validate(job.recipe))
 
 
 def _moved(job: JobRow | None) -> JobRow:

@@ -10,7 +10,7 @@ from app.db.clock import db_now
 from app.db.tables import JobRow
 from app.jobs.checks import reject_upload
 from app.jobs.claim import NO_PROGRESS
-from app.jobs.lifecycle import State, move
+from app.jobs.lifecycle import CHECKS, State, move
 from app.jobs.outbox import enqueue
 from app.recipes.plan import EngineError
 
@@ -63,7 +63,7 @@ def end_failed(
         only_if=only_if,
         values=values,
     )
-    if job is not None and job.action != "optimize":
+    if job is not None and job.action in CHECKS:
         reject_upload(session, job, error)
     return job
 

@@ -11,7 +11,7 @@ from app.jobs.checkpoints import drop_checkpoints
 from app.jobs.checks import accept_upload
 from app.jobs.claim import Claim
 from app.jobs.endings import ENDED, end_cancelled, end_failed, requeue
-from app.jobs.lifecycle import State, move
+from app.jobs.lifecycle import CHECKS, State, move
 from app.recipes.plan import EngineError, EngineResult
 from app.storage.base import Blob
 
@@ -65,7 +65,7 @@ def succeed(
             )
         )
     facts = {"check_model": result.model, "check_dataset": result.dataset}.get(job.action)
-    if job.action != "optimize":
+    if job.action in CHECKS:
         assert facts is not None, f"{job.action} succeeded without facts"
         accept_upload(session, job, facts.model_dump(mode="json"))
     _keep_log(session, claim, log)

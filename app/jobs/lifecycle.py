@@ -5,6 +5,8 @@ running -> queued                     lease expired or retryable failure, attemp
 queued -> cancelled                   cancelled before it started
 running -> cancelling -> cancelled    cancelled while it ran; wins over a retry
 failed | cancelled -> queued          the user asks for another try
+
+A job made of parts is never seen waiting: it runs from its submission on, without a lease.
 """
 
 from collections.abc import Iterable
@@ -41,6 +43,10 @@ MOVES: dict[State, frozenset[State]] = {
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 """The job is over; nothing but the user's retry moves it."""
+CHECKS = frozenset({"check_model", "check_dataset"})
+"""The actions that settle an upload; users do not see these jobs."""
+MADE_OF_PARTS = frozenset({"distill"})
+"""The actions that no worker claims: the dispatcher runs their parts (app/jobs/parents.py)."""
 OWNED = frozenset({State.RUNNING, State.CANCELLING})
 """A worker holds the job and must renew its lease."""
 

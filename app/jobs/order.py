@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from app.db.tables import JobRow
-from app.jobs.lifecycle import OWNED, State
+from app.jobs.lifecycle import MADE_OF_PARTS, OWNED, State
 from app.jobs.needs import Capacity
 from app.recipes.needs import DeviceKind
 
@@ -190,7 +190,9 @@ def _last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> 
 
 
 def _count_running(session: Session) -> Counter[str]:
-    return Counter(session.scalars(select(JobRow.owner).where(JobRow.state.in_(OWNED))))
+    # A parent runs on no worker; its parts do, and count.
+    running = (JobRow.state.in_(OWNED), JobRow.action.not_in(MADE_OF_PARTS))
+    return Counter(session.scalars(select(JobRow.owner).where(*running)))
 
 
 def _seconds(at: datetime | None) -> float:

@@ -85,10 +85,10 @@ def validate_submission(
             if datasets[field] is None:
                 problems.append(Problem(f"/recipe/data/{field}", f"there is no dataset {dataset_id}"))
     teachers: dict[str, ModelRow] = {}
-    for index, teacher_id in list_teachers(recipe):
+    for index, field, teacher_id in list_teachers(recipe):
         teacher = _find(session, ModelRow, teacher_id, owner, lock)
         if teacher is None:
-            place = point(STEPS, index, "teacher_model_id")
+            place = point(STEPS, index, field)
             problems.append(Problem(place, f"there is no model {teacher_id}"))
         else:
             teachers[teacher_id] = teacher
@@ -123,4 +123,6 @@ def _require_ready(row: ModelRow | DatasetRow) -> None:
 
 def _find(session: Session, table: type[Upload], upload_id: str, owner: str, lock: bool) -> Upload | None:
     query = select(table).where(table.id == upload_id, table.owner == owner).execution_options(populate_existing=True)
+    if table is ModelRow:
+        query = query.where(ModelRow.made_by.is_(None))  # such a model goes with its job
     return session.scalar(query.with_for_update(read=True) if lock else query)

@@ -10,7 +10,7 @@ from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.errors import Conflict, NotFound
 from app.ids import new_id
 from app.jobs.checks import CHECKING, queue_check
-from app.jobs.lifecycle import TERMINAL
+from app.jobs.lifecycle import CHECKS, TERMINAL
 from app.jobs.teachers import learns_from
 from app.settings import Settings
 from app.storage.base import Blob
@@ -37,6 +37,14 @@ def add_model(
     return model
 
 
+def make_model(session: Session, *, owner: str, name: str, blob: Blob, made_by: str) -> str:
+    """Write down a .pt2 that a part of the job `made_by` left for the next; the caller queues its check."""
+    model = ModelRow(id=new_id("mdl"), made_by=made_by, **_describe(owner, name, "pt2", blob))
+    session.add(model)
+    session.flush()
+    return model.id
+
+
 def add_dataset(session: Session, settings: Settings, *, owner: str, name: str, format: str, blob: Blob) -> DatasetRow:
     """Write down an uploaded dataset and queue its check."""
     dataset = DatasetRow(id=new_id("dst"), **_describe(owner, name, format, blob))
@@ -61,23 +69,28 @@ def get_upload(
 def delete_upload(session: Session, table: type[Upload], owner: str, upload_id: str) -> None:
     """Delete a model or dataset that no unfinished job uses; finished jobs keep everything but the reference."""
     # The lock keeps out jobs that are being submitted: they lock what they refer to as well.
-    get_upload(session, table, owner, upload_id, for_update=True)
+    upload = get_upload(session, table, owner, upload_id, for_update=True)
+    made_by = getattr(upload, "made_by", None)
+    if made_by is not None:
+        raise Conflict(
+            f"model {upload_id} was made by job {made_by} and goes with it",
+            code="model_in_use",
+            fix=f"Delete job {made_by}.",
+        )
     columns = _references(table)
     uses = or_(*(column == upload_id for column in columns))
     learns = learns_from(upload_id) if table is ModelRow else false()
     user = session.scalar(select(JobRow).where(or_(uses, learns), JobRow.state.not_in(TERMINAL)).limit(1))
     if user is not None:
         noun = _noun(table)
-        what = f"job {user.id} is {user.state} and uses it" if user.action == "optimize" else "it is being checked"
+        what = f"job {user.id} is {user.state} and uses it" if user.action not in CHECKS else "it is being checked"
         raise Conflict(
             f"{noun} {upload_id} cannot be deleted: {what}",
             code=f"{noun}_in_use",
-            fix="Wait until the check is done."
-            if user.action != "optimize"
-            else "Cancel the job, or wait for its end.",
+            fix="Wait until the check is done." if user.action in CHECKS else "Cancel the job, or wait for its end.",
         )
     untracked = {"synchronize_session": False}
-    session.execute(delete(JobRow).where(uses, JobRow.action != "optimize").execution_options(**untracked))
+    session.execute(delete(JobRow).where(uses, JobRow.action.in_(CHECKS)).execution_options(**untracked))
     for column in columns:
         session.execute(update(JobRow).where(column == upload_id).values({column: None}).execution_options(**untracked))
     session.execute(delete(table).where(table.id == upload_id).execution_options(**untracked))

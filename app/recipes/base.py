@@ -53,6 +53,8 @@ class BaseStep(Spec):
     """Whether it leaves zeros that only a packed file does not store."""
     undone_by: ClassVar[dict[str, str]] = {}
     """Kinds that must not come later in the recipe, each with the reason."""
+    comes_first: ClassVar[bool] = False
+    """Whether it forgets what earlier steps did, so that it may only be the first."""
 
     def data_need(self) -> DataNeed:
         """Return what this step, with these parameters, needs from `recipe.data`."""

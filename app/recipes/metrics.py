@@ -168,6 +168,63 @@ class Environment(Spec):
     isolation: Items[str] = ()
 
 
+class Candidate(Spec):
+    """One of the models that a distillation compares."""
+
+    name: Literal["teacher", "student_alone", "student"]
+    """`student_alone` learnt from the labels only, with the same start, settings and budget."""
+    job_id: str
+    """The job that measured it."""
+    quality: Quality | None
+    """On the held-out examples."""
+    file_bytes: int
+    parameters: int
+    macs: int | None
+    p50_ms: float
+    """Median latency in its job."""
+    latency_ratio: Ratio | None
+    """Against the teacher, both measured in the same job; None for the teacher."""
+
+
+class Gain(Spec):
+    """What the teacher added: the student with it against the student without it."""
+
+    metric: str
+    value: float
+    """With - without, positive where the teacher helped, whatever the metric's direction."""
+    standard_error: float | None
+    """Of the difference, as if both were measured on different examples: an upper bound for positively correlated
+    results."""
+    helped: bool | None
+    """Whether the gain is above 1.96 standard errors; None where no standard error is known."""
+
+
+class Trial(Spec):
+    """One run of a trial, on one rung."""
+
+    number: int
+    """Counts from 0; 0 are the values of the request."""
+    rung: int
+    epochs: int
+    values: dict[str, float]
+    objective: float | None
+    """On training rows set apart; higher is better; None where it failed."""
+    outcome: Literal["running", "advanced", "stopped", "failed", "chosen"]
+    why: str
+    job_id: str
+
+
+class DistillationMetrics(Spec):
+    """The comparison that a distillation is for. `baseline` and `result` beside it are teacher and student."""
+
+    candidates: Items[Candidate]
+    gain: Gain | None
+    """None where there is no student without a teacher to compare with."""
+    values: dict[str, float]
+    """The hyper-parameters that were chosen; empty without tuning."""
+    trials: Items[Trial]
+
+
 class Metrics(Spec):
     """All numbers of a job."""
 
@@ -180,3 +237,5 @@ class Metrics(Spec):
     """Which layer suffers from what, as far as the steps measured it."""
     verdict: Verdict
     environment: Environment
+    distillation: DistillationMetrics | None = None
+    """Of a distillation: all that it compared; `baseline` is the teacher, `result` the student."""

@@ -10,6 +10,8 @@ from app.recipes.training import TrainingSettings
 _ZEROS_LOST = {
     "prune_structured": "removing channels afterwards would discard part of the zero pattern just chosen; "
     "prune structures first, then weights",
+    "derive_student": "removing channels afterwards would discard part of the zero pattern just chosen; "
+    "derive the student first, then prune weights",
     "factorize_low_rank": "the factors of a sparse matrix are dense, so the zeros just chosen would be lost; "
     "factorize first, then prune the factors",
 }

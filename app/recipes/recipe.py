@@ -18,10 +18,13 @@ from app.recipes.quantization import (
     QuantizeMixed,
 )
 from app.recipes.sharing import ShareWeights
+from app.recipes.students import DeriveStudent, TakeStudent
 from app.recipes.training import Finetune, Train
 
 Step = Annotated[
     Train
+    | TakeStudent
+    | DeriveStudent
     | PruneStructured
     | FactorizeLowRank
     | PruneMagnitude
@@ -41,6 +44,8 @@ Step = Annotated[
 
 KINDS: dict[str, type[BaseStep]] = {
     "train": Train,
+    "take_student": TakeStudent,
+    "derive_student": DeriveStudent,
     "prune_structured": PruneStructured,
     "factorize_low_rank": FactorizeLowRank,
     "prune_magnitude": PruneMagnitude,
@@ -110,6 +115,11 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _check_order(self) -> Self:
         for index, step in enumerate(self.steps):
+            if step.comes_first and index:
+                raise ValueError(
+                    f"steps[{index}] {step.kind} puts another model in the place of what the steps before it made; "
+                    "make it the first step"
+                )
             later = self.steps[index + 1 :]
             if later and step.leaves not in later[0].takes:
                 what = "an integer model" if step.leaves is Form.INTEGER else "weights in few bits"

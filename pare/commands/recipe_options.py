@@ -17,16 +17,27 @@ def read_recipe(recipe: str | None, steps: list[str]) -> RecipeLike:
         )
     if recipe is None:
         return [parse_step(step) for step in steps]
-    try:
-        text = sys.stdin.read() if recipe == "-" else Path(recipe).read_text(encoding="utf-8")
-        content = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the recipe {recipe}: {error}", fix="It is a JSON file.") from error
+    content = _read_json(recipe, "recipe")
     if not isinstance(content, dict | list):
         raise UsageError(
             f"the recipe {recipe} is a JSON {type(content).__name__}", fix='Give {"steps": [...]} or [...].'
         )
     return content
+
+
+def read_object(name: str) -> dict[str, Any]:
+    """Return the JSON object in a file, or on standard input where the name is -."""
+    content = _read_json(name, "file")
+    if not isinstance(content, dict):
+        raise UsageError(f"{name} is a JSON {type(content).__name__}", fix="Give a JSON object.")
+    return content
+
+
+def _read_json(name: str, noun: str) -> Any:
+    try:
+        return json.loads(sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the {noun} {name}: {error}", fix="It is a JSON file.") from error
 
 
 def parse_step(text: str) -> dict[str, Any]:

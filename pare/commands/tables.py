@@ -100,6 +100,13 @@ def dataset_page(dataset: Dataset) -> RenderableType:
     return Group(*parts)
 
 
+def steps_of(job: Job) -> str:
+    """Return the kinds of a job's steps; a job without a recipe is made of others."""
+    if job.recipe is None:
+        return "(distillation)"
+    return " ".join(step.get("kind", "?") for step in job.recipe.get("steps", ()))
+
+
 def jobs_table(jobs: Iterable[Job]) -> Table:
     """Return a list of jobs."""
     return grid(
@@ -110,7 +117,7 @@ def jobs_table(jobs: Iterable[Job]) -> Table:
                 "cannot run" if j.waiting is not None else j.status,
                 j.stage or "",
                 f"{j.progress.fraction:.0%}" if j.progress else "",
-                " ".join(step.get("kind", "?") for step in j.recipe.get("steps", ())),
+                steps_of(j),
                 j.verdict.outcome if j.verdict else "",
                 j.created_at,
             )
@@ -130,7 +137,7 @@ def job_page(job: Job) -> RenderableType:
         ("needs", _needs(job.needs) if job.needs is not None else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
         ("model", job.model_id),
-        ("steps", " ".join(step.get("kind", "?") for step in job.recipe.get("steps", ()))),
+        ("steps", steps_of(job)),
         ("isolation", ", ".join(job.isolation)),
         ("created", job.created_at),
         ("started", job.started_at or ""),

@@ -195,6 +195,7 @@ def test_optimize_goes_all_the_way(client: Client, hands: Any) -> None:
     assert result.job.status == "succeeded"
     assert net.training
     assert result.notes == ()
+    assert result.job.recipe is not None
     assert [step["kind"] for step in result.job.recipe["steps"]] == ["prune_magnitude", "finetune"]
     bound = result.job.recipe["data"]
     assert bound["inputs"]["x"]["column"] == "x"

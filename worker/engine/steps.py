@@ -22,7 +22,7 @@ from worker.engine.training.examples import BoundExamples
 
 STEP_WEIGHTS = {
     "train": 12.0, "finetune": 12.0, "distill": 15.0, "quantize_aware_training": 20.0,
-    "prune_structured": 5.0, "factorize_low_rank": 3.0, "prune_wanda": 2.0, "prune_n_m": 2.0,
+    "derive_student": 5.0, "prune_structured": 5.0, "factorize_low_rank": 3.0, "prune_wanda": 2.0, "prune_n_m": 2.0,
     "share_weights": 3.0, "quantize_mixed": 8.0, "quantize_int4": 4.0, "quantize_int8": 5.0,
 }  # fmt: skip
 """Guessed seconds, on the scale of the pipeline's other stages; a kind that is not here counts 1."""

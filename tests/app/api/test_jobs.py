@@ -67,7 +67,7 @@ def test_every_mistake_is_named_with_its_place(both: Both) -> None:
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     details = {error["pointer"]: error["detail"] for error in answer.json()["errors"]}
     assert "no such field" in details["/recipe/surprise"]
-    assert details["/recipe/steps/1"].startswith("there is no 'melt'; known are 'train', 'prune_structured'")
+    assert details["/recipe/steps/1"].startswith("there is no 'melt'; known are 'train', 'take_student', 'derive")
     assert set(details) == {
         "/recipe/steps/0/sparsity",
         "/recipe/steps/1",

@@ -14,6 +14,7 @@ from app.db import migrate
 from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import Base, ModelRow
+from app.jobs.checks import queue_job
 
 
 @pytest.fixture
@@ -55,6 +56,30 @@ def test_upgrade_and_downgrade_make_a_round_trip(empty: Database) -> None:
     assert tables_of(empty) == {"alembic_version"}
     empty.upgrade()
     insert_model(empty)
+
+
+def test_downgrade_takes_jobs_made_of_parts_away_and_keeps_the_others(empty: Database) -> None:
+    empty.upgrade()
+    insert_model(empty)
+    with empty.session() as session:
+        parent = queue_job(session, owner="local", action="distill", deadline_seconds=1, max_attempts=1)
+        for action, parent_id in (("optimize", parent.id), ("optimize", None)):
+            queue_job(
+                session, owner="local", action=action, deadline_seconds=1, max_attempts=1, parent_id=parent_id,
+                part="teacher" if parent_id else None,
+            )  # fmt: skip
+        made = ModelRow(
+            id="mdl_" + "b" * 26, owner="local", name="m", format="pt2", state="ready", size_bytes=1, sha256="0" * 64,
+            made_by=parent.id, created_at=db_now(),
+        )  # fmt: skip
+        session.add(made)
+    empty.downgrade("0004")
+    with empty.read() as session:
+        assert session.scalar(text("SELECT count(*) FROM jobs")) == 1
+        assert session.scalar(text("SELECT count(*) FROM events")) == 1
+        assert session.scalar(text("SELECT count(*) FROM models")) == 1
+    empty.upgrade()
+    empty.check_schema()
 
 
 def test_migrated_schema_equals_the_tables(empty: Database) -> None:

@@ -5,6 +5,7 @@ from types import ModuleType
 from app.recipes.facts import Capability
 from worker.engine.programs.program import Program
 from worker.engine.techniques import (
+    derive_student,
     distill,
     factorize_low_rank,
     finetune,
@@ -19,11 +20,14 @@ from worker.engine.techniques import (
     quantize_int8,
     quantize_mixed,
     share_weights,
+    take_student,
     train,
 )
 
 TECHNIQUES: dict[str, ModuleType] = {
     "train": train,
+    "take_student": take_student,
+    "derive_student": derive_student,
     "prune_structured": prune_structured,
     "factorize_low_rank": factorize_low_rank,
     "prune_magnitude": prune_magnitude,

@@ -1,0 +1,1 @@
+"""Making students: smaller programs out of a teacher's own layers, or of the catalogue in a teacher's place."""
