@@ -178,15 +178,14 @@ class Attempt:
                 self._hand_over(engine)
             raise
         engine.kill()  # what it left behind, and the end of its pipes
+        self._follow_start(engine)
         if status != 0:
             self._follow_checkpoints(engine, self._check_end)
             raise AttemptFailed(describe_exit(status, engine.log.last_bytes()))
 
     def _follow_checkpoints(self, engine: EngineProcess, check_end: Callable[[], None]) -> None:
         """Store what the engine wrote since the last look, and note what it goes on from."""
-        resumed = engine.inbox.take_resumed()
-        if resumed is not None and (place := self._shelf.find(resumed)) is not None:
-            self._lease.tell(place)
+        self._follow_start(engine)
         self._shelf.delete(self._lease.take_dropped())
         if time.monotonic() < self._next_checkpoint_at or (told := engine.inbox.take_checkpoint()) is None:
             return
@@ -198,6 +197,12 @@ class Attempt:
             self._lease.tell(stored)
         # An engine that tells of one after the other must not keep the worker from all else.
         self._next_checkpoint_at = 2 * time.monotonic() - started_at
+
+    def _follow_start(self, engine: EngineProcess) -> None:
+        """Note what the engine goes on from."""
+        resumed = engine.inbox.take_resumed()
+        if resumed is not None and (place := self._shelf.find(resumed)) is not None:
+            self._lease.tell(place)
 
     def _hand_over(self, engine: EngineProcess) -> None:
         """Let the engine write a last checkpoint, for the worker that takes the job next."""

@@ -118,6 +118,6 @@ Reporter(write).ready()
 def test_nothing_but_the_reporter_reaches_stdout() -> None:
     done = subprocess.run([sys.executable, "-c", PRINTER], capture_output=True, check=True, timeout=60)
     assert done.stdout == b'{"stage": "ready", "step": null, "fraction": 0.0, "eta_seconds": null, ' + (
-        b'"message": "", "metrics": {}}\n'
+        b'"message": "", "metrics": {}, "checkpoint": null, "resumed": null}\n'
     )
     assert done.stderr.count(b"forged") == 4

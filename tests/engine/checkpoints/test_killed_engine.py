@@ -16,7 +16,7 @@ from worker.engine.checkpoints.stop import STOPPED
 
 STEPS: list[dict[str, Any]] = [
     {"kind": "prune_structured", "ratio": 0.5, "round_to": 8},
-    {"kind": "finetune", "max_steps": 12, "batch_size": 256},
+    {"kind": "finetune", "epochs": 12, "batch_size": 256},  # long enough to be met while it runs
 ]
 
 

@@ -49,10 +49,10 @@ def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
     for index in range(1, num_rounds + 1):
         for group, start in zip(groups, starts, strict=True):
             errors = _prune(program, group, sparsity_after(step, index, num_rounds, start))
-            effects += [
-                tell_effect(program, weight, error, context.index, chosen=index == num_rounds)
-                for weight, error in zip(group, errors, strict=True)
-            ]
+            # Of the last round alone: one that goes on from a checkpoint does not see what the earlier ones did.
+            if index == num_rounds:
+                told = zip(group, errors, strict=True)
+                effects += [tell_effect(program, weight, error, context.index) for weight, error in told]
         sparsity = count_facts(weights)["sparsity"]
         context.report((index - 1) / num_rounds, f"round {index} of {num_rounds}: sparsity {sparsity:.4g}")
         if step.training is not None and index < num_rounds:

@@ -12,7 +12,8 @@ from worker.engine.training.summary import find_trainable
 
 def inspect(program: Program) -> Capability:
     """Name the layers with weights: all are replaced. Whether a student fits, it tells itself."""
-    return find_trainable("take_student", program).model_copy(update={"missing": None})
+    found = find_trainable("take_student", program)
+    return found.model_copy(update={"missing": None}) if found.applicable else found
 
 
 def run(program: Program, step: TakeStudent, context: Context) -> Outcome:
