@@ -218,7 +218,7 @@ def start(bench: Bench, broker: Broker, tmp_path: Path) -> Iterator[Start]:
         def start_one(module: str = "worker", wait: bool = True, **settings: str) -> Child:
             environment = bench.environment(**{"PARE_BROKER_URL": broker.embedded.url, **settings})
             number = len(list(tmp_path.glob("*.log")))
-            child = Child(module, [sys.executable, "-m", module], environment, tmp_path / f"{module}{number}.log", 8)
+            child = Child(module, [sys.executable, "-m", module], environment, tmp_path / f"{module}{number}.log", 30)
             workers = count_workers(bench)
             child.start()
             started.append(child)
