@@ -103,6 +103,7 @@ def start(
         "limits": limits.as_rlimits(isolation),
         "landlock": _landlock(read, inside, isolation) if isolation.landlock else None,
         "seccomp": isolation.seccomp,
+        "private_network": isolation.isolates,
         "drop_capabilities": user is None and (confined or (isolation.method == "none" and os.getuid() == 0)),
         "parent_death": isolation.method == "none",
         "linux": isolation.linux,

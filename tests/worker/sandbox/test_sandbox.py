@@ -85,6 +85,7 @@ def test_every_probe_is_denied(
     assert facts["writes_out"]
     assert facts["writes_tmp"]
     assert facts["interfaces"] == []
+    assert facts["talks_within"], "the ranks of a parallel step"
     assert facts["processes"] <= 2
     assert set(facts["environment"]) <= ALLOWED_VARIABLES
     assert facts["capabilities"] == 0
@@ -118,6 +119,7 @@ def test_landlock_alone_closes_the_files_and_tcp(job: Path, tmp_path: Path) -> N
 
     open_ways = ("reads_outside", "reads_shadow", "writes_outside", "writes_system", "writes_in", "connects")
     assert [name for name in open_ways if facts[name]] == []
+    assert not facts["talks_within"], "its network is everybody's"
     assert facts["writes_out"]
 
 
