@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from app.recipes.metrics import LayerEffect, StepMetrics
-from app.recipes.recipe import Recipe
+from app.recipes.recipe import Recipe, Step
+from app.recipes.training import TrainingSettings
 from worker.engine.environment import seed_everything
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.size import count_packed_bytes, count_parameters
+from worker.engine.parallel.launch import run_parallel
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter, Stage
-from worker.engine.techniques.base import Context
+from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.registry import TECHNIQUES
 from worker.engine.training.examples import BoundExamples
 
@@ -68,7 +71,7 @@ def run_steps(
             open_original=open_original, open_teacher=open_teacher, effects=effects,
         )  # fmt: skip
         started_at = time.perf_counter()
-        outcome = TECHNIQUES[step.kind].run(made.module, step, context)
+        outcome = _run(step, made.module, context)
         seconds = time.perf_counter() - started_at
         made.program = outcome.program
         if isinstance(outcome.program, Program):
@@ -80,6 +83,14 @@ def run_steps(
         for line in (*(f"{name} = {value}" for name, value in facts.items()), *outcome.warnings):
             reporter.note(f"  {line}")
     return made
+
+
+def _run(step: Step, program: Program, context: Context) -> Outcome:
+    run: Callable[[Program, Any, Context], Outcome] = TECHNIQUES[step.kind].run
+    plan = step.parallel if isinstance(step, TrainingSettings) else None
+    if plan is None or plan.num_ranks == 1:
+        return run(program, step, context)
+    return run_parallel(step.kind, run, program, step, plan, context)
 
 
 def derive_seed(seed: int, index: int) -> int:

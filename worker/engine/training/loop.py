@@ -1,7 +1,7 @@
 """The one training loop. Every technique that trains calls `train`; what differs is the loss.
 
 A run is a function of (program, examples, settings, seed): all its state is the `_Run` object, which is therefore the
-place where checkpoints will be taken (between two steps) and where a parallel plan will wrap the module.
+place where checkpoints will be taken (between two steps). How a step's work is spread over processes is the strategy's.
 """
 
 import time
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from app.recipes.metrics import Quality
 from app.recipes.training import TrainingSettings
 from worker.engine.errors import StepFailed
+from worker.engine.parallel.choose import choose_strategy
+from worker.engine.parallel.strategy import Fact, Objective, Part, Strategy
 from worker.engine.programs.program import Program
 from worker.engine.training.augment import augment
 from worker.engine.training.examples import Batch, BoundExamples
-from worker.engine.training.losses import count_targets
 from worker.engine.training.optimizers import make_optimizer
+from worker.engine.training.parts import split_batch
 from worker.engine.training.prefetch import prefetch
 from worker.engine.training.quality import Module, evaluate_module, is_better
 from worker.engine.training.schedules import learning_rate
@@ -59,11 +61,14 @@ class Trained:
     last_loss: float
     stopped_early: bool = False
     """Whether `patience` ended the run."""
+    parallel_facts: dict[str, Fact] = field(default_factory=dict)
+    """What a parallel plan did and cost; empty without one."""
 
 
 @dataclass
 class _Run:
     module: nn.Module
+    strategy: Strategy
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
     constraints: Sequence[Constraint]
@@ -101,6 +106,7 @@ def train(
     compute_loss = loss or (
         lambda outputs, _, labels: examples.loss(outputs, _labels(labels), label_smoothing=settings.label_smoothing)
     )
+    objective = Objective(compute_loss, settings.precision)
     module = module or program.module
     steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=_drops_last(examples, settings))
     if steps_per_epoch == 0:
@@ -110,12 +116,15 @@ def train(
             fix="Upload more rows, or export the model with a dynamic batch.",
         )
     num_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or settings.epochs * steps_per_epoch)
+    extra_parameters = list(extra_parameters)
+    strategy = choose_strategy(settings, program, module, examples, extra_parameters)
     optimizer = make_optimizer(module, settings, extra_parameters)
     run = _Run(
         module=module,
+        strategy=strategy,
         optimizer=optimizer,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
-        constraints=(*constraints, _Masks(program)),
+        constraints=(*constraints, _Masks(program, strategy)),
         num_steps=num_steps,
     )
     before = _measure(run, examples, settings, reference)
@@ -123,13 +132,13 @@ def train(
     first_loss = last_loss = float("nan")
     quality, reported_at, stopped_early = before, 0.0, False
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + strategy.seed_offset)
         while run.step < num_steps and not stopped_early:
             module.train()
             with prefetch(_make_batches(examples, settings, seed, run.epoch)) as batches:
                 for batch in batches:
                     rate = learning_rate(settings, run.step, num_steps)
-                    last_loss = _step(run, rate, settings, compute_loss, _split(batch, examples, settings))
+                    last_loss = _step(run, rate, settings, objective, _split(run, batch, examples, settings))
                     first_loss = last_loss if run.step == 1 else first_loss
                     if time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
                         reported_at = time.monotonic()
@@ -146,6 +155,7 @@ def train(
     if settings.keep_best and run.best_epoch != run.epoch:
         module.load_state_dict(run.best_state)
     module.eval()
+    facts = strategy.finish()
     assert run.best_quality is not None
     return Trained(
         epochs_run=run.epoch,
@@ -157,6 +167,7 @@ def train(
         first_loss=first_loss,
         last_loss=last_loss,
         stopped_early=stopped_early and run.step < num_steps,
+        parallel_facts=facts,
     )
 
 
@@ -168,50 +179,31 @@ def _make_batches(examples: BoundExamples, settings: TrainingSettings, seed: int
         yield augment(inputs, labels, settings.augmentations, (seed, epoch, index))
 
 
-def _split(batch: Batch, examples: BoundExamples, settings: TrainingSettings) -> list[tuple[Batch, float]]:
-    """Return the parts of a batch with their shares of its mean loss. A model with a fixed batch takes it whole."""
-    inputs, labels = batch
-    if settings.accumulate == 1 or examples.fixed_batch is not None:
+def _split(run: "_Run", batch: Batch, examples: BoundExamples, settings: TrainingSettings) -> list[Part]:
+    """Return this rank's parts of a batch. A model with a fixed batch takes it whole."""
+    if examples.fixed_batch is not None:
         return [(batch, 1.0)]
-    columns = [each.chunk(settings.accumulate) for each in inputs]
-    answers = [None] * len(columns[0]) if labels is None else labels.chunk(settings.accumulate)
-    parts = list(zip(zip(*columns, strict=True), answers, strict=True))
-    counts = [len(part[0]) if answer is None else count_targets(examples.task, answer) for part, answer in parts]
-    total = sum(counts)
-    if total == 0:
-        return [(batch, 1.0)]
-    return [(part, count / total) for part, count in zip(parts, counts, strict=True) if count]
+    strategy = run.strategy
+    num_parts = settings.accumulate * (settings.parallel.microbatches if settings.parallel else 1)
+    return split_batch(batch, examples.task, num_parts, strategy.num_shares, strategy.share)
 
 
-def _step(
-    run: _Run,
-    rate: float,
-    settings: TrainingSettings,
-    compute_loss: Loss,
-    parts: Sequence[tuple[Batch, float]],
-) -> float:
+def _step(run: _Run, rate: float, settings: TrainingSettings, objective: Objective, parts: Sequence[Part]) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    value = 0.0
-    for (inputs, labels), share in parts:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
-            outputs = run.module(*inputs)
-        outputs = tuple(each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
-        loss = compute_loss(outputs, inputs, labels) * share
-        value += float(loss.detach())
-        if not isfinite(value):
-            raise StepFailed(
-                f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
-                code="training_diverged",
-                fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
-            )
-        loss.backward()
+    value = float(run.strategy.backward(parts, objective))
+    if not isfinite(value):
+        raise StepFailed(
+            f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
+            code="training_diverged",
+            fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
+        )
     for constraint in run.constraints:
         constraint.limit_gradients()
     if settings.gradient_clip_norm is not None:
-        nn.utils.clip_grad_norm_(run.parameters, settings.gradient_clip_norm)
+        run.strategy.clip(run.parameters, settings.gradient_clip_norm)
     run.optimizer.step()
     with torch.no_grad():
         for constraint in run.constraints:
@@ -222,9 +214,14 @@ def _step(
 class _Masks:
     """Pruned weights stay zero, and no moment of the optimizer remembers them."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, strategy: Strategy) -> None:
         parameters = dict(program.module.named_parameters(remove_duplicate=False))
-        self._masks = [(parameters[name], mask) for name, mask in program.masks.items()]
+        held = {name: strategy.held(parameters[name]) for name in program.masks}
+        self._masks = [
+            (parameter, strategy.part(parameters[name], program.masks[name]))
+            for name, parameter in held.items()
+            if parameter is not None
+        ]
 
     def limit_gradients(self) -> None:
         for parameter, mask in self._masks:
@@ -243,7 +240,7 @@ def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
 
 def _measure(run: _Run, examples: BoundExamples, settings: TrainingSettings, reference: Module | None) -> Quality:
     run.module.eval()
-    return evaluate_module(run.module, examples, min(settings.batch_size, 256), reference)
+    return run.strategy.agree(evaluate_module(run.strategy.predict, examples, min(settings.batch_size, 256), reference))
 
 
 def _keep(run: _Run, quality: Quality) -> None:
