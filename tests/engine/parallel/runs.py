@@ -1,6 +1,7 @@
-"""Training the same model alone and under a plan, with this process as rank 0."""
+"""Training the same model alone and under a plan."""
 
 import os
+import signal
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from app.recipes.parallel import Parallel
 from app.recipes.recipe import KINDS
 from app.recipes.training import TrainingSettings
 from tests.engine.techniques.learning import context
+from worker.engine.parallel import work
 from worker.engine.parallel.group import RankFinished, joined
 from worker.engine.parallel.launch import run_parallel
 from worker.engine.programs.program import Program
@@ -43,7 +45,7 @@ def run(
     started: bool = False,
     **spec: Any,
 ) -> Outcome:
-    """Run a step on a program, in place, on as many processes as its plan says; `started` as the engine starts them."""
+    """Run a step on as many processes as its plan says; `started` as the engine starts them, with this as rank 0."""
     step = KINDS[kind].model_validate({"kind": kind, **spec})
     assert isinstance(step, TrainingSettings)
     directory.mkdir(parents=True, exist_ok=True)
@@ -58,30 +60,38 @@ def run(
 
 
 def run_forked(plan: Parallel, meeting_point: Path, act: Callable[[], T]) -> T:
-    """Be rank 0; the others are forked from this process, which spares them the imports."""
-    children = []
-    for rank in range(1, plan.num_ranks):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                with joined(plan, rank, meeting_point, 1):
-                    act()
-                status = 0
-            except RankFinished:
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        children.append(child)
+    """Return what rank 0 returns. All ranks are forked, which spares them the imports; this process is none of them,
+    because one in which gloo has run must not be forked again."""
+    result = meeting_point.with_suffix(".result")
+    children = [_fork_rank(plan, rank, meeting_point, act, result) for rank in range(plan.num_ranks)]
     try:
-        with joined(plan, 0, meeting_point, 1):
-            outcome = act()
-    finally:
         statuses = [os.waitpid(child, 0)[1] for child in children]
+    except BaseException:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        raise
     assert statuses == [0] * len(children)
-    return outcome
+    found: T = torch.load(result, weights_only=False)
+    return found
+
+
+def _fork_rank(plan: Parallel, rank: int, meeting_point: Path, act: Callable[[], object], result: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        with joined(plan, rank, meeting_point, 1):
+            value = act()
+        if rank == 0:
+            torch.save(value, result, pickle_module=work)
+        status = 0
+    except RankFinished:
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def difference(one: Program, other: Program) -> float:

@@ -73,15 +73,16 @@ def compare(model: str, plan: dict[str, Any], tolerance: float = TOLERANCE, **sp
     """Train under the plan and alone; return the facts of the plan."""
     start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
     alone, expected = train_alone(model, json.dumps(spec))
-    together = start.copy()
-    kinds = [type(layer) for layer in together.module.modules()]
-    facts = run(together, examples, Path(mkdtemp()), **SHORT, **spec, parallel=plan).facts
+    outcome = run(start.copy(), examples, Path(mkdtemp()), **SHORT, **spec, parallel=plan)
+    together, facts = outcome.program, outcome.facts
+    assert isinstance(together, Program)
+    kinds = [type(layer).__name__ for layer in start.module.modules()]
     assert difference(alone, together) < tolerance < difference(alone, start)
     assert facts["last_loss"] == pytest.approx(expected["last_loss"], rel=tolerance)
     assert facts["quality_after"] == pytest.approx(expected["quality_after"], rel=tolerance)
     for name, kept in together.masks.items():
         assert not together.module.get_parameter(name)[~kept].any()
-    assert [type(layer) for layer in together.module.modules()] == kinds
+    assert [type(layer).__name__ for layer in together.module.modules()] == kinds
     assert not any("forward" in vars(layer) for layer in together.module.modules()), "nothing of the plan is left"
     for group in together.tied:
         assert len({id(together.module.get_parameter(name)) for name in group}) == 1

@@ -8,7 +8,7 @@ import torch
 
 from tests.engine.parallel.runs import difference, run
 from tests.engine.techniques.learning import digit_examples, make_cnn
-from worker.engine.programs.program import OnnxProgram
+from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.training.parts import split_batch
 
 SHORT: dict[str, Any] = {
@@ -27,13 +27,15 @@ def _one_thread() -> None:
 
 def test_distillation_with_a_projection(tmp_path: Path) -> None:
     start, teacher = make_cnn(4), make_cnn(8)
-    alone, together = start.copy(), start.copy()
+    alone = start.copy()
     examples = digit_examples(start, tmp_path)
     spec: dict[str, Any] = {**SHORT, "batch_size": 32, "hidden_weight": 0.5, "kind": "distill", "teacher": teacher}
 
     run(alone, examples, tmp_path / "alone", **spec)
-    outcome = run(together, examples, tmp_path / "together", **spec, parallel={"data": 2})
+    outcome = run(start.copy(), examples, tmp_path / "together", **spec, parallel={"data": 2})
 
+    together = outcome.program
+    assert isinstance(together, Program)
     assert outcome.facts["projections"]
     # The feature loss divides by the teacher's mean square, of a share here: as with accumulate, almost the same.
     assert difference(alone, together) < 0.02 < difference(alone, start)
