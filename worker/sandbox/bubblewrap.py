@@ -12,8 +12,11 @@ def is_installed() -> bool:
     return shutil.which("bwrap") is not None
 
 
-def wrap(isolation: Isolation, job: str, extra: tuple[str, ...]) -> list[str]:
-    """Return the command line in front of the launcher's; the job's directory appears as /job."""
+def wrap(isolation: Isolation, job: str, extra: tuple[str, ...], nodes: tuple[str, ...] = ()) -> list[str]:
+    """Return the command line in front of the launcher's; the job's directory appears as /job.
+
+    `extra` paths are shown read-only, `nodes` are device nodes to be used.
+    """
     program = shutil.which("bwrap")
     assert program is not None
     namespaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -25,6 +28,8 @@ def wrap(isolation: Isolation, job: str, extra: tuple[str, ...]) -> list[str]:
         rights += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     view = ["--ro-bind", "/proc", "/proc"] if isolation.shared_proc else ["--proc", "/proc"]
     view += ["--dev", "/dev", "--perms", "0755", "--dir", "/job"]
+    for node in nodes:
+        view += ["--dev-bind", node, node]
     view += ["--ro-bind", f"{job}/in", "/job/in", "--bind", f"{job}/out", "/job/out"]
     # Before what is shown read-only: Python or the project may itself lie below /tmp.
     for place in ("/job/tmp", "/tmp", "/dev/shm"):

@@ -53,13 +53,17 @@ class Limits:
     num_processes: int = 1024
     num_files: int = 4096
 
-    def as_rlimits(self, isolation: Isolation) -> dict[str, int]:
-        """Return the limits by the name of the kernel's resource."""
+    def as_rlimits(self, isolation: Isolation, *, gpu: bool = False) -> dict[str, int]:
+        """Return the limits by the name of the kernel's resource.
+
+        CUDA reserves addresses for all memory of the machine and its GPUs, far beyond what it uses: with a GPU the
+        address space is not limited, and the memory of the host is to be limited by a control group.
+        """
         limits = {"CORE": 0, "FSIZE": self.file_bytes, "NOFILE": self.num_files}
         if isolation.isolates:
             # Counted by user: only fair where the engine's user is its own, or counted within its namespace.
             limits["NPROC"] = self.num_processes
-        if self.memory_bytes is not None and isolation.linux:
+        if self.memory_bytes is not None and isolation.linux and not gpu:
             limits["AS"] = self.memory_bytes
         if self.cpu_seconds is not None:
             limits["CPU"] = self.cpu_seconds

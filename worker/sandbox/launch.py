@@ -14,7 +14,14 @@ from pathlib import Path
 
 from worker.sandbox import bubblewrap, namespaces
 from worker.sandbox.isolation import Isolation, Limits
-from worker.sandbox.layout import PROJECT, environment, readable_paths, system_links
+from worker.sandbox.layout import (
+    PROJECT,
+    environment,
+    gpu_environment,
+    gpu_nodes,
+    readable_paths,
+    system_links,
+)
 
 JOB = "/job"
 _FIRST_USER, _NUM_USERS = 61184, 4336  # the range that systemd sets aside for users without a name
@@ -83,11 +90,16 @@ def start(
     *,
     num_threads: int | None = None,
     extra_readable: Sequence[Path] = (),
+    gpus: Sequence[int] = (),
 ) -> SandboxProcess:
     """Start `command` around a new job directory. In it, the text "{job}" stands for the directory's path inside.
 
+    `gpus` are the numbers of the NVIDIA GPUs that it may use; it sees no other. With a GPU, its memory on the host is
+    limited by a control group or not at all (see Limits).
+
     The kernel ties the sandbox's life to the calling THREAD: call from one that lives as long as the sandbox may.
     """
+    nodes = gpu_nodes(gpus)
     job = str(directory.resolve())
     user = make_directories(directory, isolation)
     inside = JOB if isolation.isolates else job
@@ -96,12 +108,12 @@ def start(
     read = [*readable_paths(), *extra]
     control_read, control_write = os.pipe()
     confined = isolation.method == "namespaces"
-    root = {"mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job}
+    root = {"mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job, "nodes": nodes}
     spec = {
         "root": {**root, "shared_proc": isolation.shared_proc} if confined else None,
         "user": user,
-        "limits": limits.as_rlimits(isolation),
-        "landlock": _landlock(read, inside, isolation) if isolation.landlock else None,
+        "limits": limits.as_rlimits(isolation, gpu=bool(gpus)),
+        "landlock": _landlock(read, inside, isolation, nodes) if isolation.landlock else None,
         "seccomp": isolation.seccomp,
         "drop_capabilities": user is None and (confined or (isolation.method == "none" and os.getuid() == 0)),
         "parent_death": isolation.method == "none",
@@ -111,7 +123,7 @@ def start(
     line = [sys.executable, "-S", "-m", "worker.sandbox.launcher", json.dumps(spec)]
     line += [word.replace("{job}", inside) for word in command]
     if isolation.method == "bubblewrap":
-        line = [*bubblewrap.wrap(isolation, job, extra), *line]
+        line = [*bubblewrap.wrap(isolation, job, extra, nodes), *line]
     elif confined:
         line = [*namespaces.wrap(isolation), *line]
     try:
@@ -120,7 +132,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(scratch, num_threads),
+            env={**environment(scratch, num_threads), **gpu_environment(gpus, hidden=isolation.isolates)},
             cwd="/",
             pass_fds=(control_read,),
             start_new_session=True,
@@ -134,13 +146,13 @@ def start(
     return SandboxProcess(process, control_write)
 
 
-def _landlock(read: list[str], inside: str, isolation: Isolation) -> dict[str, list[str]]:
+def _landlock(read: list[str], inside: str, isolation: Isolation, nodes: Sequence[str]) -> dict[str, list[str]]:
     own = [f"{inside}/out", f"{inside}/tmp"]
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "shm")]
     scratch = ["/tmp", *devices] if isolation.isolates else devices[:-1]
     # Python lists every folder of its path. Where a mount namespace hides the rest, all that is left may be listed.
     listed = ["/"] if isolation.isolates else [str(PROJECT)]
-    return {"listed": listed, "read": [*read, "/proc", f"{inside}/in"], "write": [*own, *scratch]}
+    return {"listed": listed, "read": [*read, "/proc", f"{inside}/in"], "write": [*own, *scratch, *nodes]}
 
 
 def remove_directory(directory: Path) -> None:

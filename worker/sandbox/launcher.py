@@ -19,13 +19,18 @@ from typing import Any
 from worker.sandbox import kernel
 from worker.sandbox.seccomp import build_filter
 
-_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 SETUP_FAILED = 97
 """Exit status when the sandbox could not be made."""
 
 
-def build_root(mount_on: str, read: list[str], links: dict[str, str], job: str, shared_proc: bool) -> None:
-    """Make a new root that shows system files read-only and the job's directory as /job, and enter it."""
+def build_root(
+    mount_on: str, read: list[str], links: dict[str, str], job: str, nodes: list[str], shared_proc: bool
+) -> None:
+    """Make a new root that shows system files read-only and the job's directory as /job, and enter it.
+
+    `nodes` are device nodes to be shown besides those that every process needs.
+    """
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("root", mount_on, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=755")
     _show(f"{job}/in", f"{mount_on}/job/in", writable=False)
@@ -37,8 +42,8 @@ def build_root(mount_on: str, read: list[str], links: dict[str, str], job: str, 
         _show(path, mount_on + path, writable=False)
     for path, target in links.items():
         os.symlink(target, mount_on + path)  # noqa: PTH211
-    for device in _DEVICES:
-        _show(f"/dev/{device}", f"{mount_on}/dev/{device}", writable=True, devices=True)
+    for device in (*_DEVICES, *nodes):
+        _show(device, mount_on + device, writable=True, devices=True)
     if shared_proc:
         _show("/proc", f"{mount_on}/proc", writable=False)
     else:

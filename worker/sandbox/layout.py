@@ -1,7 +1,9 @@
 """What a sandboxed engine may see: the system and Python read-only, its own code, its own directory, nothing else."""
 
+import errno
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +22,9 @@ _FILES = (
     "/sys/devices/system/cpu",
     "/sys/devices/system/node",
 )
+
+_GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
+"""What CUDA opens besides the GPUs' own nodes: the driver's control node and those of unified memory."""
 
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -58,8 +63,35 @@ def system_links() -> dict[str, str]:
     return links
 
 
+def find_gpus(devices: Path = Path("/dev")) -> tuple[int, ...]:
+    """Return the numbers of the NVIDIA GPUs whose nodes are here: in a container only its own, under any numbers."""
+    numbers = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
+    return tuple(sorted(int(number) for number in numbers if number.isdigit()))
+
+
+def gpu_nodes(gpus: Sequence[int], devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """Return the device nodes that an engine needs for these GPUs, by the numbers of their nodes, and no other GPU's.
+
+    The driver's libraries are part of the system that every engine sees, /proc/driver/nvidia of every /proc. Raises
+    FileNotFoundError where a node is missing: the GPU is not there, or the driver has not made it yet.
+    """
+    if not gpus:
+        return ()
+    required = [devices / f"nvidia{gpu}" for gpu in gpus] + [devices / name for name in _GPU_NODES[:2]]
+    for node in required:
+        if not node.exists():
+            raise FileNotFoundError(errno.ENOENT, f"GPU node {node} is missing; `nvidia-modprobe -u -c 0` makes it")
+    return tuple(str(node) for node in (*required, *(devices / name for name in _GPU_NODES[2:])) if node.exists())
+
+
+def gpu_environment(gpus: Sequence[int], *, hidden: bool) -> dict[str, str]:
+    """Return what tells CUDA which GPUs to use. Where the other nodes are hidden, it counts those it sees from 0."""
+    visible = range(len(gpus)) if hidden else gpus
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, visible))}
+
+
 def environment(directory_of_scratch: str, num_threads: int | None) -> dict[str, str]:
-    """Return the whole environment of an engine: nothing of ours is inherited."""
+    """Return the whole environment of an engine, the GPUs aside: nothing of ours is inherited."""
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
     scratch = {"HOME": directory_of_scratch, "TMPDIR": directory_of_scratch}
     return {**_ENVIRONMENT, **scratch, **threads, "PYTHONPATH": str(PROJECT)}
