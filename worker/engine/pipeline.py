@@ -13,6 +13,7 @@ from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineResult, Plan
 from app.recipes.recipe import Format, Recipe, Target
 from worker.engine.artifacts import write_artifacts
+from worker.engine.devices import choose_device, prepare_device
 from worker.engine.environment import describe_environment
 from worker.engine.measure.compare import compare_layers
 from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
@@ -57,9 +58,12 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
             Stage("artifacts", 1.0),
         ]
     )
+    device = choose_device(recipe.target.device)
+    prepare_device(device)
     scratch = directory / "tmp"
     reporter.enter("open_model")
     program = open_program(directory / "in" / plan.model.file, scratch, plan.model.format, plan.model.architecture)
+    program.device = device
     signature = program.signature
     batch_size, notes = choose_batch(signature, recipe.target)
     examples = _open_examples(plan, program, directory)
@@ -115,7 +119,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter) -> EngineResult:
             quality_output=pair.quality_output,
             warnings=(*made.warnings, *notes),
         ),
-        environment=describe_environment(plan),
+        environment=describe_environment(plan, device),
     )
 
     reporter.note(f"  {metrics.verdict.summary}")
