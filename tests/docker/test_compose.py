@@ -140,7 +140,7 @@ def test_workers_isolate_their_engines(client: httpx2.Client) -> None:
     for worker in wait_for("both workers are there", 60, look):
         facts = worker["facts"]
         assert {"bubblewrap", "pid_namespace", "network_namespace", "landlock", "seccomp"} <= set(facts["isolation"])
-        assert facts["accepts_jobs"] is True
+        assert worker["accepts_jobs"] is True
 
 
 def test_job_survives_the_death_of_its_workers_container(stack: Stack, client: httpx2.Client, tmp_path: Path) -> None:
