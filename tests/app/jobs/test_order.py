@@ -205,7 +205,7 @@ def test_racing_processes_take_every_job_once_and_fairly(world: World) -> None:
     times = Counter(job_id for part in won for job_id in part)
     assert len(times) == num_jobs
     assert max(times.values()) == 1, "a job was claimed twice"
-    assert min(map(len, won)) > 0, "the workers did not race"
+    assert sum(bool(part) for part in won) > 1, "the workers did not race"
     with world.database.read() as session:
         assert set(session.scalars(select(JobRow.epoch))) == {1}
         assert len(session.scalars(select(EventRow.seq)).all()) == 2 * num_jobs
