@@ -44,6 +44,7 @@ class Measurement:
     macs: int | None = None
     uncounted_operators: tuple[str, ...] = ()
     packed_bytes: int | None = None
+    peak_device_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Comparison:
     quality_change: float | None = None
     equivalence: tuple[Equivalence, ...] = ()
     packed_ratio: float | None = None
+    peak_device_memory_ratio: float | None = None
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,13 @@ def _rows(metrics: Metrics) -> Iterator[tuple[str, str, str, str]]:
         human_bytes(new.peak_memory_bytes),
         _ratio(new.peak_memory_bytes, old.peak_memory_bytes),
     )
+    if old.peak_device_memory_bytes is not None and new.peak_device_memory_bytes is not None:
+        yield (
+            "peak memory on the GPU",
+            human_bytes(old.peak_device_memory_bytes),
+            human_bytes(new.peak_device_memory_bytes),
+            _ratio(new.peak_device_memory_bytes, old.peak_device_memory_bytes),
+        )
     for item in change.equivalence:
         snr = "equal" if item.snr_db is None else f"SNR {item.snr_db:.1f} dB"
         yield f"{item.output} against the original's", "", f"cosine {item.cosine:.4f}", snr

@@ -44,6 +44,8 @@ class Measurement(Spec):
     """Examples per second at the median latency."""
     peak_memory_bytes: int
     """Peak resident growth of a fresh process that loads and runs the model once."""
+    peak_device_memory_bytes: int | None = None
+    """Peak of what torch gave out on the GPU in that process: weights and activations; None on the CPU."""
     file_bytes: int
     """The file in the target's runtime format, on disk."""
     packed_bytes: int | None = None
@@ -89,6 +91,7 @@ class Comparison(Spec):
     parameters_ratio: float
     macs_ratio: float | None
     peak_memory_ratio: float | None
+    peak_device_memory_ratio: float | None = None
     quality_change: float | None
     """Result - original in the unit of the metric."""
     equivalence: Items[Equivalence]
@@ -157,6 +160,19 @@ class Verdict(Spec):
     warnings: Items[str] = ()
 
 
+class DeviceFacts(Spec):
+    """A GPU, as torch and its driver describe it."""
+
+    name: str
+    memory_bytes: int
+    compute_capability: str
+    """e.g. "9.0"."""
+    cuda_version: str
+    """That torch was built for."""
+    driver: str | None
+    """Version of the kernel's driver, where it can be read."""
+
+
 class Environment(Spec):
     """Where the numbers come from."""
 
@@ -166,6 +182,10 @@ class Environment(Spec):
     num_threads: int
     versions: dict[str, str]
     isolation: Items[str] = ()
+    device: DeviceFacts | None = None
+    """The GPU that the steps ran on, if any."""
+    target_device: str = "cpu"
+    """Where the two models were measured: cpu or cuda."""
 
 
 class Candidate(Spec):

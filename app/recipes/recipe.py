@@ -64,17 +64,18 @@ KINDS: dict[str, type[BaseStep]] = {
 """Every technique by its name, in the order in which they are usually applied."""
 
 Format = Literal["onnx", "pt2", "safetensors", "packed"]
+Device = Literal["cpu", "cuda"]
 
 
 class Target(Spec):
     """The device and runtime on which original and result are measured, side by side."""
 
-    device: Literal["cpu"] = "cpu"
-    """Where the artifact will run."""
+    device: Device = "cpu"
+    """Where the artifact will run. Steps compute on a GPU wherever the worker has one; this is what is measured."""
     runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
     """What will run it. Both models are measured in the same one."""
     num_threads: int = Field(1, ge=1, le=64)
-    """Threads of the runtime during measurement."""
+    """Threads of the runtime during measurement, on the CPU."""
     batch_size: int = Field(1, ge=1, le=4096)
     """Examples per call. A model exported with a fixed batch is measured at that batch."""
     num_runs: int = Field(100, ge=10, le=10_000)
@@ -146,6 +147,21 @@ class Recipe(Spec):
             if need is DataNeed.LABELS and self.data is not None and not self.data.has_labels:
                 raise ValueError(
                     f"steps[{index}] {step.kind} needs labels; set recipe.data.label_column and recipe.data.task"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Self:
+        if self.target.device == "cuda":
+            if self.form is Form.INTEGER:
+                raise ValueError(
+                    f"{self.steps[-1].kind} makes an ONNX model for CPUs, and target.device is 'cuda'; set "
+                    "target.device to 'cpu', or use a step that leaves a torch model"
+                )
+            if self.target.runtime != "torch":
+                raise ValueError(
+                    f"target.device is 'cuda', where target.runtime {self.target.runtime!r} does not run (its build is "
+                    "for CPUs); set target.runtime to 'torch'"
                 )
         return self
 

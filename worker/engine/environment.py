@@ -12,6 +12,7 @@ import torch
 
 from app.recipes.metrics import Environment
 from app.recipes.plan import Plan
+from worker.engine.devices import describe_device
 
 PACKAGES = ("pare", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "safetensors")
 
@@ -30,8 +31,8 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def describe_environment(plan: Plan) -> Environment:
-    """Return where a job with this plan is measured."""
+def describe_environment(plan: Plan, device: torch.device) -> Environment:
+    """Return where a job with this plan ran, its steps on `device`, and was measured."""
     assert plan.recipe is not None
     target = plan.recipe.target
     return Environment(
@@ -41,6 +42,8 @@ def describe_environment(plan: Plan) -> Environment:
         num_threads=target.num_threads,
         versions=versions(),
         isolation=plan.isolation,
+        device=describe_device(device),
+        target_device=target.device,
     )
 
 

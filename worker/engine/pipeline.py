@@ -15,6 +15,7 @@ from app.recipes.recipe import Format, Recipe, Target
 from worker.engine.artifacts import write_artifacts
 from worker.engine.checkpoints.keeper import Checkpoints
 from worker.engine.checkpoints.stop import StopRequest
+from worker.engine.devices import choose_device, prepare_device
 from worker.engine.environment import describe_environment
 from worker.engine.measure.compare import compare_layers
 from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
@@ -60,9 +61,12 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
             Stage("artifacts", 1.0),
         ]
     )
+    device = choose_device(recipe.target.device)
+    prepare_device(device)
     scratch = directory / "tmp"
     reporter.enter("open_model")
     program = open_program(directory / "in" / plan.model.file, scratch, plan.model.format, plan.model.architecture)
+    program.device = device
     signature = program.signature
     batch_size, notes = choose_batch(signature, recipe.target)
     examples = _open_examples(plan, program, directory)
@@ -119,7 +123,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
             quality_output=pair.quality_output,
             warnings=(*made.record.warnings, *notes, *_tell_split(plan)),
         ),
-        environment=describe_environment(plan),
+        environment=describe_environment(plan, device),
     )
 
     reporter.note(f"  {metrics.verdict.summary}")

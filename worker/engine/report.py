@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from app.recipes.metrics import LayerEffect, Measurement, Metrics
+from app.recipes.metrics import Environment, LayerEffect, Measurement, Metrics
 
 MAX_LAYERS = 40
 """Largest layers listed; the metrics have them all."""
@@ -31,6 +31,7 @@ def write_report(metrics: Metrics) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     parts += [
         f"- processor: {environment.processor}, {environment.num_cores} cores",
+        *_list_device(environment),
         f"- runtime: {environment.runtime}, {_threads(environment.num_threads)}",
         f"- isolation: {', '.join(environment.isolation) or 'none'}",
         f"- versions: {versions}",
@@ -39,6 +40,17 @@ def write_report(metrics: Metrics) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def _list_device(environment: Environment) -> list[str]:
+    device = environment.device
+    if device is None:
+        return []
+    return [
+        f"- GPU of the steps: {device.name}, {_bytes(device.memory_bytes)}, compute capability "
+        f"{device.compute_capability}, driver {device.driver or 'unknown'}, CUDA {device.cuda_version}",
+        f"- measured on: {environment.target_device}",
+    ]
 
 
 def _compare(metrics: Metrics) -> list[str]:
@@ -58,6 +70,9 @@ def _compare(metrics: Metrics) -> list[str]:
     add("latency p99", lambda each: f"{each.latency.p99_ms:.4g} ms")
     add("throughput", lambda each: f"{each.throughput_per_second:,.0f} / s")
     add("peak memory", lambda each: f"{each.peak_memory_bytes:,} B", _optional(comparison.peak_memory_ratio))
+    if after.peak_device_memory_bytes is not None:
+        change = _optional(comparison.peak_device_memory_ratio)
+        add("peak memory on the GPU", lambda each: _bytes(each.peak_device_memory_bytes), change)
     add("file", lambda each: f"{each.file_bytes:,} B", f"{comparison.file_ratio:.3f}")
     if after.packed_bytes is not None:
         add("packed file", lambda each: _bytes(each.packed_bytes), f"{_optional(comparison.packed_ratio)} of the file")

@@ -47,6 +47,8 @@ def messages(error: ValidationError) -> str:
         ([{"kind": "prune_structured", "criterion": "taylor"}], {"data": UNLABELLED}, "needs labels"),
         (["quantize_int8"], {"target": {"runtime": "torch"}}, "set target.runtime to 'onnxruntime'"),
         (["quantize_int8"], {"outputs": {"formats": ["onnx", "pt2"]}}, "exists as onnx only"),
+        (["prune_magnitude"], {"target": {"device": "cuda"}}, "set target.runtime to 'torch'"),
+        (["quantize_int8"], {"target": {"device": "cuda", "runtime": "torch"}}, "set target.device to 'cpu'"),
         (["prune_magnitude"], {"outputs": {"formats": ["onnx", "safetensors"]}}, "add 'pt2' to outputs.formats"),
     ],
 )

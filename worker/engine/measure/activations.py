@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from worker.engine.devices import device_of, move
 from worker.engine.programs.capture import evaluating
+from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,9 +46,9 @@ class Gram:
 
     def __init__(self, layer: nn.Module) -> None:
         groups, features = row_shape(layer)
-        self.matrix = torch.zeros(groups, features, features)
-        """float32 (groups, features, features)."""
-        self.magnitudes = torch.zeros(groups, features, dtype=torch.float64)
+        self.matrix = torch.zeros(groups, features, features, device=device_of(layer))
+        """float32 (groups, features, features), on the layer's device."""
+        self.magnitudes = torch.zeros(groups, features, dtype=torch.float64, device=device_of(layer))
         """Sum of |x| over the rows, (groups, features)."""
         self.num_rows = 0
 
@@ -61,7 +63,7 @@ class FeatureNorms:
     """Sums the squares of each input feature: their root is the norm that Wanda scores weights with."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.squares = torch.zeros(*row_shape(layer), dtype=torch.float64)
+        self.squares = torch.zeros(*row_shape(layer), dtype=torch.float64, device=device_of(layer))
         """(groups, features)."""
         self.num_rows = 0
 
@@ -79,7 +81,7 @@ def can_collect(layer: nn.Module) -> bool:
 def row_shape(layer: nn.Module) -> tuple[int, int]:
     """Return (groups, features) of a layer's rows."""
     assert isinstance(layer, LAYERS), f"{type(layer).__name__} has no rows"
-    return getattr(layer, "groups", 1), layer.weight[0].numel()
+    return getattr(layer, "groups", 1), layer.weight.shape[1:].numel()
 
 
 def collect(
@@ -90,14 +92,15 @@ def collect(
 ) -> dict[str, A]:
     """Run the batches (each the inputs of one call) in eval mode and return each layer's accumulator by its name.
 
-    An accumulator of a layer that no batch reached has seen nothing.
+    An accumulator of a layer that no batch reached has seen nothing. They come back on the program's device.
     """
     layers = dict(program.module.named_modules())
     chosen = {name: layers[name] for name in layer_names}
-    found = make_accumulators(chosen, make_accumulator)
-    with evaluating(program), torch.inference_mode(), watching(chosen, found):
-        for inputs in batches:
-            program.module(*inputs)
+    with on_device(program) as device, evaluating(program):
+        found = make_accumulators(chosen, make_accumulator)
+        with torch.inference_mode(), watching(chosen, found):
+            for inputs in batches:
+                program.module(*move(inputs, device))
     return found
 
 

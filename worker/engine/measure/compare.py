@@ -17,6 +17,7 @@ def compare(
         parameters_ratio=result.parameters / baseline.parameters if baseline.parameters else 1.0,
         macs_ratio=_ratio(result.macs, baseline.macs),
         peak_memory_ratio=_ratio(result.peak_memory_bytes, baseline.peak_memory_bytes),
+        peak_device_memory_ratio=_ratio(result.peak_device_memory_bytes, baseline.peak_device_memory_bytes),
         quality_change=(result.quality.value - baseline.quality.value if result.quality and baseline.quality else None),
         equivalence=tuple(equivalence),
     )

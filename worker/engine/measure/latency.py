@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from app.recipes.metrics import Latency, Ratio
 
 Call = Callable[[], object]
+Clock = Callable[[Call], float]
+"""Makes a call and returns the seconds it took."""
 Seconds = NDArray[np.float64]
 
 WARM_UP_WINDOW = 5
@@ -32,15 +35,41 @@ class Timings:
     result: Seconds
 
 
+def time_on_cpu(call: Call) -> float:
+    """Return the wall time of a call."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) * 1e-9
+
+
+def time_on_cuda(call: Call) -> float:
+    """Return the time between two events on the device's stream, one before and one behind what the call puts there.
+
+    The stream is empty before, so the time to launch the work counts where the device would wait for it.
+    """
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3
+
+
 def time_interleaved(
-    original: Call, result: Call, num_runs: int, report: Callable[[float], None] = lambda _: None
+    original: Call,
+    result: Call,
+    num_runs: int,
+    report: Callable[[float], None] = lambda _: None,
+    clock: Clock = time_on_cpu,
 ) -> Timings:
     """Time `num_runs` calls of each model (rounded up to even) in blocks of original, result, result, original.
 
     Neighbours share whatever the machine is doing at that moment, and the mirrored order cancels a steady drift.
+    Before, each runs until its time is stable: that loads kernels, and brings the device's clocks up.
     """
-    _warm_up(original)
-    _warm_up(result)
+    _warm_up(original, clock)
+    _warm_up(result, clock)
     num_blocks = (num_runs + 1) // 2
     timings = Timings(np.empty((num_blocks, 2)), np.empty((num_blocks, 2)))
     told_at = time.perf_counter()
@@ -49,10 +78,10 @@ def time_interleaved(
     gc.disable()
     try:
         for block in range(num_blocks):
-            timings.original[block, 0] = _time(original)
-            timings.result[block, 0] = _time(result)
-            timings.result[block, 1] = _time(result)
-            timings.original[block, 1] = _time(original)
+            timings.original[block, 0] = clock(original)
+            timings.result[block, 0] = clock(result)
+            timings.result[block, 1] = clock(result)
+            timings.original[block, 1] = clock(original)
             if time.perf_counter() - told_at > 0.5:
                 report((block + 1) / num_blocks)
                 told_at = time.perf_counter()
@@ -99,18 +128,12 @@ def _medians(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
     return medians
 
 
-def _warm_up(call: Call) -> None:
+def _warm_up(call: Call, clock: Clock) -> None:
     shortest, longest = WARM_UP_SECONDS
     started_at = time.perf_counter()
-    before = _time(call)
+    before = clock(call)
     while (elapsed := time.perf_counter() - started_at) < longest:
-        now = float(np.median([_time(call) for _ in range(WARM_UP_WINDOW)]))
+        now = float(np.median([clock(call) for _ in range(WARM_UP_WINDOW)]))
         if elapsed >= shortest and abs(now - before) <= WARM_UP_TOLERANCE * before:
             return
         before = now
-
-
-def _time(call: Call) -> float:
-    start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) * 1e-9

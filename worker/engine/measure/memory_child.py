@@ -1,6 +1,6 @@
 """Run as a script in a fresh process: load a model, run it once, print how far resident memory rose above the runtime.
 
-    python -I memory_child.py onnxruntime|torch MODEL INPUTS.npz NUM_THREADS
+    python -I memory_child.py onnxruntime|torch MODEL INPUTS.npz NUM_THREADS DEVICE
 
 It imports numpy and the runtime, nothing else, because whatever is imported here would count.
 """
@@ -34,7 +34,8 @@ def resident_bytes(field: str) -> int:
 def main() -> None:
     """Measure and print one JSON object."""
     die_with_parent()
-    runtime, model, inputs, num_threads = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+    runtime, model, inputs, num_threads, device = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
+    device_bytes = None
     import numpy as np
 
     with np.load(inputs, allow_pickle=False) as file:
@@ -55,11 +56,21 @@ def main() -> None:
         import torch.export
 
         torch.set_num_threads(num_threads)
+        # The driver's own memory on the host belongs to the bare runtime.
+        torch.zeros(1, device=device)
         before = resident_bytes("VmRSS")
-        module = torch.export.load(model).module()
+        program = torch.export.load(model)
+        if device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            program = move_to_device_pass(program, device)
+        module = program.module()
         with torch.inference_mode():
-            module(*(torch.from_numpy(array) for array in arrays.values()))
-    print(json.dumps({"bytes": max(resident_bytes("VmHWM") - before, 0)}))
+            module(*(torch.from_numpy(array).to(device) for array in arrays.values()))
+        if device != "cpu":
+            torch.cuda.synchronize()
+            device_bytes = torch.cuda.max_memory_allocated()
+    print(json.dumps({"host_bytes": max(resident_bytes("VmHWM") - before, 0), "device_bytes": device_bytes}))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from app.recipes.metrics import Comparison, Measurement, Quality
 from app.recipes.recipe import Target
 from worker.engine.measure.compare import compare
 from worker.engine.measure.equivalence import compare_outputs
-from worker.engine.measure.latency import Seconds, estimate_ratio, summarize, time_interleaved
+from worker.engine.measure.latency import Seconds, estimate_ratio, summarize
 from worker.engine.measure.memory import measure_peak_memory
 from worker.engine.measure.padding import find_mask
-from worker.engine.measure.runtimes import Arrays, open_model
+from worker.engine.measure.runtimes import Arrays, measured_on, open_model, time_models
 from worker.engine.measure.size import ParameterCount
 from worker.engine.programs.program import Signature
 from worker.engine.training.examples import BoundExamples
@@ -59,7 +59,10 @@ def measure_pair(
     report: Callable[[float, str], None],
 ) -> Pair:
     """Measure speed and memory on the first of `inputs`, equivalence on all, quality on the held-out examples."""
-    predicts = [open_model(each.path, target.runtime, signature, target.num_threads) for each in (original, result)]
+    device = measured_on(target)
+    predicts = [
+        open_model(each.path, target.runtime, signature, target.num_threads, device) for each in (original, result)
+    ]
     report(0.05, "outputs")
     equivalence = compare_outputs(
         [each.name for each in signature.outputs],
@@ -72,15 +75,16 @@ def measure_pair(
     )
     report(0.4, "latency")
     batch = inputs[0]
-    timings = time_interleaved(
-        lambda: predicts[0](batch),
-        lambda: predicts[1](batch),
+    timings = time_models(
+        predicts[0],
+        predicts[1],
+        batch,
         target.num_runs,
         lambda fraction: report(0.4 + 0.4 * fraction, "latency"),
     )
     report(0.8, "memory")
     peaks = [
-        measure_peak_memory(each.path, target.runtime, signature, batch, target.num_threads, directory)
+        measure_peak_memory(each.path, target.runtime, signature, batch, target.num_threads, directory, device)
         for each in (original, result)
     ]
 
@@ -90,7 +94,8 @@ def measure_pair(
             quality=quality,
             latency=latency,
             throughput_per_second=1e3 * latency.batch_size / latency.p50_ms,
-            peak_memory_bytes=peaks[index],
+            peak_memory_bytes=peaks[index].host_bytes,
+            peak_device_memory_bytes=peaks[index].device_bytes,
             file_bytes=subject.path.stat().st_size,
             packed_bytes=subject.packed_bytes,
             parameters=subject.parameters.total,

@@ -1,6 +1,7 @@
-"""Opening a model file in the runtime that will serve it: arrays in, arrays out, with a fixed number of threads."""
+"""Opening a model file in the runtime that will serve it: arrays in, arrays out, on a device, with so many threads."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,11 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch.export.passes import move_to_device_pass
 
+from app.recipes.recipe import Target
+from worker.engine.devices import CPU, move
+from worker.engine.measure.latency import Call, Timings, time_interleaved, time_on_cuda
 from worker.engine.programs.program import Signature
 
 Runtime = Literal["onnxruntime", "torch"]
@@ -19,11 +24,35 @@ SUFFIXES: dict[Runtime, str] = {"onnxruntime": ".onnx", "torch": ".pt2"}
 """The file each runtime opens."""
 
 
-def open_model(path: Path, runtime: Runtime, signature: Signature, num_threads: int) -> Predict:
-    """Return a function of the model's inputs, in the order of the signature, that returns its outputs."""
+def measured_on(target: Target) -> torch.device:
+    """Return the device on which a recipe's models are measured; the recipe's job has chosen it before."""
+    return CPU if target.device == "cpu" else torch.device("cuda", 0)
+
+
+def open_model(
+    path: Path, runtime: Runtime, signature: Signature, num_threads: int, device: torch.device = CPU
+) -> Predict:
+    """Return a function of the model's inputs, in the order of the signature, that returns its outputs.
+
+    ONNX Runtime runs on the CPU only.
+    """
     if runtime == "onnxruntime":
+        assert device == CPU, "the recipe's validation asks for runtime 'torch' on a GPU"
         return _open_onnx(path, signature, num_threads)
-    return _open_pt2(path, num_threads)
+    return TorchModel(path, num_threads, device)
+
+
+def time_models(
+    original: Predict,
+    result: Predict,
+    arrays: Arrays,
+    num_runs: int,
+    report: Callable[[float], None] = lambda _: None,
+) -> Timings:
+    """Time calls of two models on the same inputs, taking turns: on a GPU by its own clock, without the transfers."""
+    if isinstance(original, TorchModel) and isinstance(result, TorchModel) and original.device != CPU:
+        return time_interleaved(original.prepare(arrays), result.prepare(arrays), num_runs, report, time_on_cuda)
+    return time_interleaved(lambda: original(arrays), lambda: result(arrays), num_runs, report)
 
 
 def _open_onnx(path: Path, signature: Signature, num_threads: int) -> Predict:
@@ -46,13 +75,29 @@ def _open_onnx(path: Path, signature: Signature, num_threads: int) -> Predict:
     return predict
 
 
-def _open_pt2(path: Path, num_threads: int) -> Predict:
-    module = torch.export.load(path).module()
+class TorchModel:
+    """A .pt2 file on a device. Arrays come from the CPU and go back there; a prepared call leaves both out."""
 
-    def predict(arrays: Arrays) -> Arrays:
-        torch.set_num_threads(num_threads)
+    def __init__(self, path: Path, num_threads: int, device: torch.device) -> None:
+        exported = torch.export.load(path)
+        # Constants that the graph makes itself (arange, zeros) move along.
+        self._module = (exported if device == CPU else move_to_device_pass(exported, device)).module()
+        self._num_threads = num_threads
+        self.device = device
+
+    def __call__(self, arrays: Arrays) -> Arrays:
+        """Return the outputs as arrays."""
+        outputs = self._run(self._bring(arrays))
+        return tuple(each.cpu().numpy() for each in torch.utils._pytree.tree_leaves(outputs))
+
+    def prepare(self, arrays: Arrays) -> Call:
+        """Return a call on inputs that are on the device already, whose outputs stay there."""
+        return partial(self._run, self._bring(arrays))
+
+    def _bring(self, arrays: Arrays) -> tuple[torch.Tensor, ...]:
+        return move((torch.from_numpy(array) for array in arrays), self.device)
+
+    def _run(self, inputs: tuple[torch.Tensor, ...]) -> object:
+        torch.set_num_threads(self._num_threads)
         with torch.inference_mode():
-            outputs = module(*(torch.from_numpy(array) for array in arrays))
-        return tuple(each.numpy() for each in torch.utils._pytree.tree_leaves(outputs))
-
-    return predict
+            return self._module(*inputs)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
+from worker.engine.devices import device_of, move
 from worker.engine.measure.replay import Replay
 from worker.engine.training.examples import BoundExamples
 
@@ -37,7 +38,10 @@ class Variant:
 
 
 class Sensitivity:
-    """Measures effects on a bounded set of rows; the unchanged model's outputs are computed once and kept."""
+    """Measures effects on a bounded set of rows; the unchanged model's outputs are computed once and kept.
+
+    Rows and outputs are kept on the CPU; they are brought to the module's device batch by batch.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class Sensitivity:
         rounds = len(self.inputs) * max(len(missing), 1)
         for number, (inputs, expected) in enumerate(zip(self.inputs, self._expected, strict=True)):
             if missing:
-                self._replay.start(inputs)
+                self._replay.start(move(inputs, device_of(self._module)))
             for done, index in enumerate(missing):
                 variant = variants[index]
                 with replaced(self._module, variant.values()):
@@ -114,7 +118,7 @@ class Sensitivity:
             self.inputs.append(inputs)
             self._expected.append(output)
             for tensor in inputs:
-                digest.update(tensor.contiguous().numpy().tobytes())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
             self.num_examples += len(inputs[0])
             kept += output.numel() * output.element_size()
             if self.num_examples >= num_examples or kept > MAX_OUTPUT_BYTES:
@@ -124,15 +128,15 @@ class Sensitivity:
     @torch.inference_mode()
     def _run(self, inputs: tuple[Tensor, ...]) -> Tensor:
         self._replay.nodes_run += self._replay.num_nodes
-        output: Tensor = self._module(*inputs)[self._output]
-        return output
+        output: Tensor = self._module(*move(inputs, device_of(self._module)))[self._output]
+        return output.cpu()
 
     def _key(self, variant: Variant) -> str:
         """Name the measurement by rows, layer, its present weights and what is tried; the other layers aside."""
         digest = hashlib.sha256(f"{self._rows} {variant.parameters} {variant.key}".encode())
         parameters = dict(self._module.named_parameters(remove_duplicate=False))
         for name in variant.parameters:
-            digest.update(parameters[name].detach().contiguous().numpy().tobytes())
+            digest.update(parameters[name].detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
@@ -165,7 +169,8 @@ class _Tally:
         self._error, self._size = 0.0, 0.0
 
     def add(self, expected: Tensor, output: Tensor) -> None:
-        """Compare the outputs of one batch."""
+        """Compare the outputs of one batch, where the second is."""
+        expected = expected.to(output.device)
         if self._metric == "output_divergence":
             old, new = (each.float().log_softmax(-1) for each in (expected, output))
             divergence = (old.exp() * (old - new)).nan_to_num(nan=float("inf")).sum(-1)

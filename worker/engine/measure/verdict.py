@@ -67,7 +67,10 @@ def judge(
     _judge_latency(said, baseline, result, comparison.latency_ratio)
     _judge_file(said, baseline, result, comparison.file_ratio)
     _judge_packed(said, baseline, result, comparison.packed_ratio)
-    _judge_memory(said, baseline, result)
+    _judge_memory(said, "Peak memory", baseline.peak_memory_bytes, result.peak_memory_bytes, "above the bare runtime")
+    before, after = baseline.peak_device_memory_bytes, result.peak_device_memory_bytes
+    if before is not None and after is not None:
+        _judge_memory(said, "Peak memory on the GPU", before, after, "of weights and activations")
     if baseline.quality is not None and result.quality is not None:
         _judge_quality(said, baseline.quality, result.quality, quality_change_error)
         measured = quality_output or comparison.equivalence[0].output
@@ -136,20 +139,16 @@ def _judge_packed(said: _Sentences, baseline: Measurement, result: Measurement, 
         said.add("better", f"The packed file is {times} smaller: {numbers}. {DECODED}", f"packed {times} smaller")
 
 
-def _judge_memory(said: _Sentences, baseline: Measurement, result: Measurement) -> None:
-    before, after = baseline.peak_memory_bytes, result.peak_memory_bytes
-    numbers = f"{_bytes(before)} to {_bytes(after)} above the bare runtime"
+def _judge_memory(said: _Sentences, name: str, before: int, after: int, of_what: str) -> None:
+    numbers = f"{_bytes(before)} to {_bytes(after)} {of_what}"
     if abs(after - before) < max(SMALLEST_MEMORY_CHANGE * before, SMALLEST_MEMORY_BYTES):
-        said.within_noise.append(f"Peak memory is the same within noise: {numbers}.")
+        said.within_noise.append(f"{name} is the same within noise: {numbers}.")
     elif after < before:
-        said.better.append(f"Peak memory fell by {1 - after / before:.0%}: {numbers}.")
+        said.better.append(f"{name} fell by {1 - after / before:.0%}: {numbers}.")
     else:
         share = f"{after / before - 1:.0%}" if before else ""
-        said.add(
-            "worse",
-            f"Peak memory rose{share and f' by {share}'}: {numbers}.",
-            f"{share and f'{share} '}more peak memory",
-        )
+        what = name[0].lower() + name[1:]
+        said.add("worse", f"{name} rose{share and f' by {share}'}: {numbers}.", f"{share and f'{share} '}more {what}")
 
 
 def _judge_quality(said: _Sentences, before: Quality, after: Quality, change_error: float | None) -> None:

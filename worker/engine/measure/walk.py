@@ -14,8 +14,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
+from worker.engine.devices import move
 from worker.engine.measure.activations import Accumulator, can_collect, collect, iterate_rows
 from worker.engine.programs.capture import evaluating
+from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 
 MIN_HOLD_BYTES = 2**25
@@ -39,7 +41,8 @@ class Walk(Generic[A]):
         `hold_bytes`: what may be held at a point; None: a quarter of the model, at least 32 MiB. A point with more is
         passed without holding it: what follows is computed again from the last point held.
         """
-        self._program, self._batches, self._make = program, list(batches), make_statistics
+        self._program, self._make = program, make_statistics
+        self._batches: list[Sequence[Tensor]] = list(batches)
         weights = sum(each.numel() * each.element_size() for each in program.module.parameters())
         self._hold_bytes = max(MIN_HOLD_BYTES, weights // 4) if hold_bytes is None else hold_bytes
         self._nodes = list(program.module.graph.nodes)
@@ -60,14 +63,16 @@ class Walk(Generic[A]):
     ) -> None:
         """Visit every layer once; of several that share a weight, the first. What the graph never calls is left out.
 
-        `visit` takes the statistics of one wave by layer name, and changes the layers' weights in place.
+        `visit` takes the statistics of one wave by layer name, and changes the layers' weights in place. Both are on
+        the program's device meanwhile.
         """
         waiting: dict[int, str] = {}
         for position, name in self._owners.items():
             if name not in waiting.values():
                 waiting[position] = name
         num_layers = len(waiting)
-        with evaluating(self._program):
+        with on_device(self._program) as device, evaluating(self._program):
+            self._batches = [move(inputs, device) for inputs in self._batches]
             early = self._collect_early()
             sizes = self._measure_points() if waiting else []
             held: list[Values] = [dict(zip(self._inputs, inputs, strict=True)) for inputs in self._batches]

@@ -4,8 +4,8 @@ A technique makes an encoding and puts it on a parameter by `Program.encode`; ex
 files: how codes become bytes is the packer's business, how they become integer operators that of the ONNX exporter.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Codebook:
 
     def decode(self) -> Tensor:
         """Return the float32 weight."""
-        rows = torch.arange(self.indices.shape[0]) // self.rows_per_codebook
+        rows = torch.arange(self.indices.shape[0], device=self.indices.device) // self.rows_per_codebook
         flat = self.indices.reshape(self.indices.shape[0], -1).long()
         return self.centroids[rows[:, None], flat].reshape(self.indices.shape)
 
@@ -63,7 +63,7 @@ class Grouped:
         num_columns = self.codes.shape[1]
         scales = self.scales.repeat_interleave(self.group_size, 1)[:, :num_columns]
         if self.zero_points is None:
-            zeros = torch.full((), 2.0 ** (self.bits - 1))
+            zeros = torch.full((), 2.0 ** (self.bits - 1), device=self.codes.device)
         else:
             zeros = self.zero_points.float().repeat_interleave(self.group_size, 1)[:, :num_columns]
         return ((self.codes.float() - zeros) * scales).reshape(self.shape)
@@ -102,3 +102,11 @@ class FixedPoint:
 
 
 Encoding = Codebook | Grouped | Floating | FixedPoint
+
+
+def bring_to_cpu(encoding: Encoding) -> Encoding:
+    """Return the same encoding with its tensors on the CPU."""
+    moved: dict[str, Any] = {
+        name: value.cpu() for name, value in vars(encoding).items() if isinstance(value, Tensor) and not value.is_cpu
+    }
+    return replace(encoding, **moved) if moved else encoding

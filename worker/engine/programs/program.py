@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, fx
 
 from app.recipes.facts import TensorFacts
-from worker.engine.packing.encodings import Encoding
+from worker.engine.devices import CPU
+from worker.engine.packing.encodings import Encoding, bring_to_cpu
 from worker.engine.programs.example_inputs import make_inputs
 
 
@@ -44,6 +45,8 @@ class Program:
     """Parameter name -> the few bits its values stand in. The parameter always equals `encoding.decode()`."""
     tokenizer: bytes | None = None
     """tokenizer.json of the Hugging Face folder that the program came from, unread."""
+    device: torch.device = CPU
+    """Where heavy work on it is done (placement.on_device); between two such works it rests on the CPU."""
     notes: tuple[str, ...] = ()
     """What intake had to assume, because the uploaded file does not say it."""
 
@@ -63,7 +66,11 @@ class Program:
         return make_inputs(self, batch_size, seed)
 
     def encode(self, name: str, encoding: Encoding) -> None:
-        """Let a parameter stand in few bits: its values become exactly those that the encoding can hold."""
+        """Let a parameter stand in few bits: its values become exactly those that the encoding can hold.
+
+        The encoding is kept on the CPU, wherever it was made.
+        """
+        encoding = bring_to_cpu(encoding)
         parameter = dict(self.module.named_parameters(remove_duplicate=False))[name]
         values = encoding.decode()
         assert values.shape == parameter.shape, f"{name}: {tuple(values.shape)} is not {tuple(parameter.shape)}"

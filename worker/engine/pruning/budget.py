@@ -9,8 +9,8 @@ import numpy as np
 
 from app.recipes.recipe import Target
 from worker.engine.errors import StepFailed
-from worker.engine.measure.latency import estimate_ratio, time_interleaved
-from worker.engine.measure.runtimes import SUFFIXES, Predict, open_model
+from worker.engine.measure.latency import estimate_ratio
+from worker.engine.measure.runtimes import SUFFIXES, Predict, measured_on, open_model, time_models
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.program import Program
@@ -125,11 +125,11 @@ class Timer:
             each(self._inputs)
         seconds = time.perf_counter() - started_at
         num_runs = int(np.clip(TIMED_SECONDS / seconds, TIMED_RUNS[0], min(TIMED_RUNS[1], self._target.num_runs)))
-        timings = time_interleaved(lambda: self._original(self._inputs), lambda: predict(self._inputs), num_runs)
+        timings = time_models(self._original, predict, self._inputs, num_runs)
         return estimate_ratio(timings, self._seed).value
 
     def _open(self, program: Program, name: str) -> Predict:
         runtime = self._target.runtime
         path = self._directory / f"{name}{SUFFIXES[runtime]}"
         _EXPORTS[runtime](program, path)
-        return open_model(path, runtime, program.signature, self._target.num_threads)
+        return open_model(path, runtime, program.signature, self._target.num_threads, measured_on(self._target))

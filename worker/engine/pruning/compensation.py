@@ -57,7 +57,7 @@ def compensate(
         if "in" not in roles or ids is None or (mask := kept.mask(ids)).all():
             continue
         if attribute == "weight" and axis == 1 and layer is not None and _has_rows(layer):
-            stays[owner] = torch.from_numpy(np.ascontiguousarray(mask))
+            stays[owner] = torch.from_numpy(np.ascontiguousarray(mask)).to(adjusted.device)
         elif name in parameters:
             with torch.no_grad():
                 parameters[name].index_fill_(axis, torch.from_numpy(np.flatnonzero(~mask)), 0.0)
@@ -120,6 +120,6 @@ def lean_on(weight: Tensor, gram: Tensor, stays: Tensor) -> Tensor:
     result = torch.where(features, rows, 0.0)
     damping = DAMPING * own.diagonal().mean()
     if damping > 0:
-        own = own + damping * torch.eye(len(own))
+        own = own + damping * torch.eye(len(own), device=own.device)
         result[:, features] += torch.linalg.solve(own, cross.T @ rows[:, ~features].T).T
     return result.reshape(weight.shape)

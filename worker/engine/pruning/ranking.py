@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from worker.engine.devices import move
+from worker.engine.programs.placement import runs_on_device
 from worker.engine.programs.program import Program
 from worker.engine.pruning.groups import ChannelGroup, Place
 from worker.engine.training.examples import BoundExamples
@@ -75,10 +77,11 @@ def measure_weights(module: nn.Module, criterion: Criterion) -> dict[str, Tensor
     return {name: parameter.detach().square().cpu() for name, parameter in module.named_parameters()}
 
 
+@runs_on_device
 def measure_taylor(
     program: Program, examples: BoundExamples, *, num_batches: int, batch_size: int, seed: int
 ) -> dict[str, Tensor]:
-    """Return |w * dL/dw| of every weight, summed over batches of training data."""
+    """Return |w * dL/dw| of every weight, summed over batches of training data, on the CPU."""
     module = program.module.eval()
     total = {name: torch.zeros_like(parameter) for name, parameter in module.named_parameters()}
     done = 0
@@ -86,7 +89,7 @@ def measure_taylor(
         for inputs, labels in examples.training_batches(batch_size, seed=seed + done):
             assert labels is not None, "the recipe's validation asks for labels"
             module.zero_grad(set_to_none=True)
-            examples.loss(module(*inputs), labels).backward()
+            examples.loss(module(*move(inputs, program.device)), labels.to(program.device)).backward()
             for name, parameter in module.named_parameters():
                 if parameter.grad is not None:
                     total[name] += (parameter.detach() * parameter.grad).abs()
@@ -94,7 +97,7 @@ def measure_taylor(
             if done == num_batches:
                 break
     module.zero_grad(set_to_none=True)
-    return total
+    return {name: each.cpu() for name, each in total.items()}
 
 
 def choose_units(

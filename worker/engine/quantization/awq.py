@@ -37,7 +37,7 @@ class Rounded:
 
 def round_by_clipping(weight: Tensor, gram: Gram, bits: int, group_size: int, *, symmetric: bool) -> Rounded:
     """Return the weight, (rows, ...), rounded with or without clipped groups: whichever has the smaller error."""
-    ones = torch.ones(gram.matrix.shape[-1])
+    ones = torch.ones(gram.matrix.shape[-1], device=gram.matrix.device)
     return _round_scaled(weight, ones, gram, bits, group_size, symmetric=symmetric)
 
 
@@ -50,8 +50,9 @@ def round_by_scaling(
     """
     features = gram.matrix.shape[-1]
     magnitudes = (gram.magnitudes[0] / max(gram.num_rows, 1)).float().clamp(min=1e-8)
-    plain = sum(_rtn_error(weight, torch.ones(features), gram, bits, group_size, symmetric) for weight in weights)
-    best_error, best_scales = plain, torch.ones(features)
+    ones = torch.ones(features, device=gram.matrix.device)
+    plain = sum(_rtn_error(weight, ones, gram, bits, group_size, symmetric) for weight in weights)
+    best_error, best_scales = plain, ones
     for step in range(1, NUM_POWERS + 1):
         scales = magnitudes.pow(step / NUM_POWERS)
         scales = (scales / (scales.max() * scales.min()).sqrt()).clamp(1e-4, 1e4)
@@ -155,7 +156,7 @@ def divide_source(program: Program, source: Source, scales: Tensor) -> None:
             weight.div_(scales if weight.ndim == 1 else scales[:, None])
             return
     assert isinstance(encoding, Grouped)
-    program.encode(name, replace(encoding, scales=encoding.scales / scales[:, None]))
+    program.encode(name, replace(encoding, scales=encoding.scales / scales[:, None].to(encoding.scales.device)))
 
 
 def _passes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:

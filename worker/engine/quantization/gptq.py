@@ -91,7 +91,7 @@ def _solve(
     weight = matrix.reshape(num_groups, -1, num_features).clone()
     alive = None if kept is None else kept.reshape(weight.shape)
     importance = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
-    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scales, zeros = [], []
     block_size = max(BLOCK, group_size)
     for start in range(0, num_features, block_size):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -53,7 +54,7 @@ class Coder:
 
     def code_plain(self, weight: Weight) -> None:
         """Round one weight without looking at data: by HQQ if that was asked for, else to nearest."""
-        step, tensor = self._step, weight.parameter.detach()
+        step, tensor = self._step, weight.parameter.detach().to(self._program.device)
         choose = round_by_hqq if step.method == "hqq" else round_to_groups
         encoding = choose(tensor, step.bits, step.group_size, symmetric=step.symmetric)
         error = encoding.decode() - tensor
@@ -141,6 +142,6 @@ class Coder:
         with torch.no_grad():
             self._program.encode(weight.name, encoding)
         assert mask is None or not bool(weight.parameter.detach()[~mask].any()), f"{weight.name} lost its mask"
-        self.result.coded[weight.name] = encoding
+        self.result.coded[weight.name] = cast(Grouped, self._program.encodings[weight.name])
         release_freed_memory()
         self.result.effects[weight.name] = (metric, error)

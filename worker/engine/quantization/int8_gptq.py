@@ -88,7 +88,7 @@ def round_linear_layers(
             )
             with torch.no_grad():
                 weight.copy_(codes * scales)
-            found[name] = scales[:, 0].numpy()
+            found[name] = scales[:, 0].cpu().numpy()
 
     Walk(program, list(batches), list(layers), Gram).run(visit, report)
     return found

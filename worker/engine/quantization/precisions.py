@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from app.recipes.quantization import Precision
 from worker.engine.measure.activations import Gram, can_collect, collect, row_shape
-from worker.engine.packing.encodings import Codebook, Encoding, Floating, Grouped
+from worker.engine.packing.encodings import Codebook, Encoding, Floating, Grouped, bring_to_cpu
+from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 from worker.engine.quantization.gptq import round_by_gptq
 from worker.engine.quantization.hqq import round_by_hqq
@@ -83,13 +84,14 @@ class Rounder:
     ) -> list[list[Choice]]:
         """Return, by layer, one choice per precision. `batches` are inputs of the unchanged program, for GPTQ."""
         choices: dict[str, list[Choice]] = {}
-        for chunk in self._split(layers):
-            grams: dict[str, Gram] = {}
-            if self._method == "gptq":
-                grams = collect(self._program, [each.name for each in chunk if self._sees(each)], batches, Gram)
-            for layer in chunk:
-                gram = grams[layer.name].matrix if layer.name in grams else None
-                choices[layer.name] = [self.make_choice(layer, precision, gram) for precision in precisions]
+        with on_device(self._program):
+            for chunk in self._split(layers):
+                grams: dict[str, Gram] = {}
+                if self._method == "gptq":
+                    grams = collect(self._program, [each.name for each in chunk if self._sees(each)], batches, Gram)
+                for layer in chunk:
+                    gram = grams[layer.name].matrix if layer.name in grams else None
+                    choices[layer.name] = [self.make_choice(layer, precision, gram) for precision in precisions]
         return [choices[layer.name] for layer in layers]
 
     def make_choice(self, layer: CodableLayer, precision: Precision, gram: Tensor | None = None) -> Choice:
@@ -101,7 +103,7 @@ class Rounder:
         weights = {name: self._parameters[name].detach() for name in layer.parameters}
         if precision == "fp32":
             return Choice(precision, {}, sum(4 * weight.numel() for weight in weights.values()))
-        encodings = {name: self._round(name, weight, precision, gram) for name, weight in weights.items()}
+        encodings = {name: bring_to_cpu(self._round(name, weight, precision, gram)) for name, weight in weights.items()}
         return Choice(precision, encodings, sum(count_bytes(each) for each in encodings.values()))
 
     def _round(self, name: str, weight: Tensor, precision: Precision, gram: Tensor | None) -> Encoding:

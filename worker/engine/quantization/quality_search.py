@@ -1,6 +1,5 @@
 """The smallest assignment of precisions whose measured quality is still good enough."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,7 @@ from worker.engine.programs.program import Program
 from worker.engine.quantization.allocation import allocate, cost_of
 from worker.engine.quantization.mixed import Assignment, MixedSearch, Report
 from worker.engine.training.examples import BoundExamples
-from worker.engine.training.quality import PairedQuality, Predict, evaluate_pair
+from worker.engine.training.quality import PairedQuality, Predict, evaluate_pair, predict_with
 
 NUM_BISECTIONS = 8
 BATCH = 64
@@ -42,7 +41,7 @@ class QualityOf:
     def measure(self) -> PairedQuality:
         """Return the quality of the unchanged model and of the module as it is now."""
         self.num_measured += 1
-        return evaluate_pair(self._original(), _predict(self._module), self._examples, batch_size=BATCH)
+        return evaluate_pair(self._original(), predict_with(self._module), self._examples, batch_size=BATCH)
 
 
 def find_smallest(search: MixedSearch, quality: QualityOf, max_loss: float, report: Report) -> tuple[Found, Found]:
@@ -90,21 +89,13 @@ def _loss(before: Quality, after: Quality) -> float:
     return before.value - after.value if before.higher_is_better else after.value - before.value
 
 
-def _predict(module: nn.Module) -> Predict:
-    def predict(inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        outputs: Sequence[torch.Tensor] = module(*(torch.from_numpy(array) for array in inputs))
-        return tuple((each.float() if each.is_floating_point() else each).numpy() for each in outputs)
-
-    return predict
-
-
 class _Original:
     """The unchanged model: remembered outputs where they are small enough, else a copy that runs again."""
 
     def __init__(self, program: Program, examples: BoundExamples) -> None:
         self._remembered: list[tuple[np.ndarray, ...]] = []
         self._copy: nn.Module | None = None
-        predict = _predict(program.module)
+        predict = predict_with(program.module)
         size = 0
         with torch.inference_mode():
             for inputs, _, _ in examples.padded_batches(BATCH):
@@ -119,6 +110,6 @@ class _Original:
     def __call__(self) -> Predict:
         """Return a function of the batches in their fixed order."""
         if self._copy is not None:
-            return _predict(self._copy)
+            return predict_with(self._copy)
         outputs = iter(self._remembered)
         return lambda _: next(outputs)

@@ -39,6 +39,8 @@ def share(
 class SharedWeights:
     """Holds while centroids are trained: the weights of a cluster move together, zeros stay zero.
 
+    Its tensors are where the parameters are when it is made.
+
     Han et al. (2015) add the gradients of a cluster up. Here each weight gets their mean, which is the part of the
     gradient that keeps a cluster together; so a learning rate that suits the weights suits the centroids.
     """
@@ -73,14 +75,17 @@ class _Clusters:
     def __init__(self, parameter: torch.nn.Parameter, codebook: Codebook) -> None:
         self._parameter, self._codebook = parameter, codebook
         num_codebooks, size = codebook.centroids.shape
-        rows = torch.arange(parameter.shape[0]) // codebook.rows_per_codebook
-        cluster = (codebook.indices.reshape(parameter.shape[0], -1).long() + rows[:, None] * size).reshape(-1)
+        device = parameter.device
+        rows = torch.arange(parameter.shape[0], device=device) // codebook.rows_per_codebook
+        indices = codebook.indices.to(device).reshape(parameter.shape[0], -1).long()
+        cluster = (indices + rows[:, None] * size).reshape(-1)
         self._cluster = cluster
         self._counts = torch.bincount(cluster, minlength=num_codebooks * size).clamp(min=1)
         self._used = torch.bincount(cluster, minlength=num_codebooks * size) > 0
-        self._zero = codebook.centroids.reshape(-1) == 0
-        first = torch.full((num_codebooks * size,), cluster.numel() - 1)
-        self._first = first.scatter_reduce(0, cluster, torch.arange(cluster.numel()), "amin")
+        self._old = codebook.centroids.to(device).reshape(-1)
+        self._zero = self._old == 0
+        first = torch.full((num_codebooks * size,), cluster.numel() - 1, device=device)
+        self._first = first.scatter_reduce(0, cluster, torch.arange(cluster.numel(), device=device), "amin")
 
     def limit_gradients(self) -> None:
         if self._parameter.grad is None:
@@ -94,7 +99,7 @@ class _Clusters:
         self._parameter.copy_(self._centroids()[self._cluster].view_as(self._parameter))
 
     def to_codebook(self) -> Codebook:
-        centroids = torch.where(self._used, self._centroids(), self._codebook.centroids.reshape(-1))
+        centroids = torch.where(self._used, self._centroids(), self._old)
         shape = self._codebook.centroids.shape
         return Codebook(self._codebook.indices, centroids.reshape(shape), self._codebook.rows_per_codebook)
 

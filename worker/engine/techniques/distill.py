@@ -9,7 +9,9 @@ from torch import Tensor
 
 from app.recipes.distillation import Distill
 from app.recipes.facts import Capability
+from worker.engine.devices import move
 from worker.engine.errors import RecipeRefused
+from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
@@ -32,10 +34,11 @@ def run(program: Program, step: Distill, context: Context) -> Outcome:
     """
     examples = cast(BoundExamples, context.examples)
     teacher = _open_teacher(step, context)
+    teacher.device = program.device
     ask = _fit_teacher(teacher, program, examples)
     names = _name_pairs(step, program, teacher)
     remembered: Remembered | None = None
-    with ExitStack() as stack:
+    with on_device(program), on_device(teacher), ExitStack() as stack:
         mine = stack.enter_context(tap(program.module, [student for student, _ in names]))
         theirs = stack.enter_context(tap(teacher.module, [other for _, other in names]))
         if not names and not step.augmentations and step.epochs > 1:
@@ -74,7 +77,8 @@ def run(program: Program, step: Distill, context: Context) -> Outcome:
     }
     if examples.has_labels:
         choosing = examples.set_apart() if step.keep_best else examples
-        quality = evaluate_module(ask, choosing, min(step.batch_size, 256))
+        with on_device(teacher):
+            quality = evaluate_module(ask, choosing, min(step.batch_size, 256))
         facts["teacher_quality"] = quality.value
         if not is_better(quality, trained.quality_before):
             warnings.append(
@@ -106,7 +110,7 @@ def _fit_teacher(teacher: Program, program: Program, examples: BoundExamples) ->
     order = [names.index(name) for name in wanted]
 
     def ask(*inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs: tuple[Tensor, ...] = teacher.module(*(inputs[index] for index in order))
+        outputs: tuple[Tensor, ...] = teacher.module(*move((inputs[index] for index in order), teacher.device))
         return outputs
 
     return ask
@@ -141,7 +145,7 @@ def _probe(
     program.module.eval()
     inputs, _ = next(iter(examples.training_batches(min(step.batch_size, 2), seed=seed)))
     with torch.no_grad():
-        outputs, wanted = program.module(*inputs), ask(*inputs)
+        outputs, wanted = program.module(*move(inputs, program.device)), ask(*inputs)
     index = examples.output_index
     several = examples.task == "none" and not examples.output_is_named
     for place in range(len(outputs)) if several else [index]:

@@ -108,7 +108,7 @@ def _decompose(
             batches = calibration_batches(
                 cast(BoundExamples, context.examples), step.num_calibration_examples, context.seed
             )
-            grams |= {name: gram.matrix[0] for name, gram in collect(program, seen, batches, Gram).items()}
+            grams |= {name: gram.matrix[0].cpu() for name, gram in collect(program, seen, batches, Gram).items()}
         for name in names:
             yield name, Factors(layers[name], found.kinds[name], grams.pop(name))
             done += 1

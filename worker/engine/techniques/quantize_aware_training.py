@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from app.recipes.facts import Capability
 from app.recipes.quantization import QuantizeAwareTraining
+from worker.engine.devices import CPU
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.capture import evaluating
 from worker.engine.programs.export_onnx import export_onnx
+from worker.engine.programs.placement import move_module
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.quantization.calibration import CALIBRATION_BATCH, has_exact_integer_products
 from worker.engine.quantization.fake_quantization import (
@@ -77,6 +79,8 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
         stateful=[freezing],
         checkpoints=context.checkpoints,
     )
+    # Training brought the program's own tensors back, not those that only the simulation has.
+    move_module(simulated, CPU)
     path = context.directory / "int8.onnx"
     export_onnx(replace(program, module=convert(simulated), masks={}, encodings={}), path)
     tensors = [numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]

@@ -9,6 +9,7 @@ from app.recipes.metrics import LayerEffect
 from app.recipes.quantization import QuantizeMixed
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.sensitivity import Sensitivity
+from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 from worker.engine.quantization.allocation import cost_of, uniform_choices
 from worker.engine.quantization.latency_search import LatencyOf, find_fast
@@ -59,7 +60,8 @@ def run(program: Program, step: QuantizeMixed, context: Context) -> Outcome:
     choices = rounder.make_choices(layers, precisions, sensitivity.inputs)
     context.report(0.1, f"{len(layers)} layers in {len(precisions)} precisions")
     search = MixedSearch(program, layers, choices, sensitivity, rounder.key)
-    search.measure_effects(lambda done, message: context.report(0.1 + 0.5 * done, message))
+    with on_device(program):
+        search.measure_effects(lambda done, message: context.report(0.1 + 0.5 * done, message))
     chosen = _CHOOSERS[step.budget](program, search, step, context, examples)
     facts = chosen.facts | _count(search, chosen.assignment, step)
     search.restore()
@@ -77,11 +79,12 @@ def run(program: Program, step: QuantizeMixed, context: Context) -> Outcome:
 
 
 def _choose_by_size(
-    _program: Program, search: MixedSearch, step: QuantizeMixed, context: Context, _examples: BoundExamples
+    program: Program, search: MixedSearch, step: QuantizeMixed, context: Context, _examples: BoundExamples
 ) -> _Chosen:
     full = _full_bytes(search)
     budget = int(step.max_size_ratio * full)
-    found = search.choose(budget, lambda done, message: context.report(0.6 + 0.4 * done, message))
+    with on_device(program):
+        found = search.choose(budget, lambda done, message: context.report(0.6 + 0.4 * done, message))
     if found is None:
         options = search.options()
         smallest = sum(min(option.cost for option in each) for each in options)
@@ -106,10 +109,11 @@ def _choose_by_quality(
     program: Program, search: MixedSearch, step: QuantizeMixed, context: Context, examples: BoundExamples
 ) -> _Chosen:
     search.restore()
-    quality = QualityOf(program, examples)
-    best, finest = find_smallest(
-        search, quality, step.max_quality_loss, lambda done, message: context.report(0.6 + 0.4 * done, message)
-    )
+    with on_device(program):
+        quality = QualityOf(program, examples)
+        best, finest = find_smallest(
+            search, quality, step.max_quality_loss, lambda done, message: context.report(0.6 + 0.4 * done, message)
+        )
     metric = best.quality.result.metric
     if best.loss > step.max_quality_loss:
         raise StepFailed(

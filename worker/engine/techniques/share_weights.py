@@ -8,6 +8,7 @@ from app.recipes.sharing import ShareWeights
 from worker.engine.errors import StepFailed
 from worker.engine.packing.encodings import Codebook
 from worker.engine.packing.tensors import packed_bytes
+from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 from worker.engine.quantization.weights import LEAVE_SOME, Weight, Weights, find_weights, name_some
 from worker.engine.sharing.codebooks import SharedWeights, share
@@ -63,12 +64,14 @@ def run(program: Program, step: ShareWeights, context: Context) -> Outcome:
     trained_facts = {}
     if step.training is not None:
         examples = cast(BoundExamples, context.examples)
-        shared = SharedWeights(program, codebooks)
-        trained = train(
-            program, examples, step.training, seed=context.seed, constraints=(shared,), checkpoints=context.checkpoints,
-            report=lambda fraction, *args, **metrics: context.report(0.2 + 0.8 * fraction, *args, **metrics),
-        )  # fmt: skip
-        shared.encode(program)
+        with on_device(program):
+            shared = SharedWeights(program, codebooks)
+            trained = train(
+                program, examples, step.training, seed=context.seed, constraints=(shared,),
+                checkpoints=context.checkpoints,
+                report=lambda fraction, *args, **metrics: context.report(0.2 + 0.8 * fraction, *args, **metrics),
+            )  # fmt: skip
+            shared.encode(program)
         trained_facts = list_facts(trained, step.training)
         outcome.warnings += tuple(find_warnings("Tuning centroids", trained, examples, step.training))
     used = [cast(Codebook, program.encodings[name]) for name in codebooks]

@@ -181,7 +181,8 @@ def make_pairs(
                 )
             axis = 1 if pair.channels_first else -1
             if project and own.shape[axis] != their.shape[axis]:
-                pair.projection = nn.Linear(own.shape[axis], their.shape[axis])
+                # The same start on every device: drawn on the CPU.
+                pair.projection = nn.Linear(own.shape[axis], their.shape[axis]).to(own.device)
             pairs.pairs.append(pair)
     return pairs
 

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from app.recipes.metrics import Quality
+from worker.engine.devices import CPU, device_of
 from worker.engine.errors import StepFailed
 from worker.engine.training.examples import BoundExamples
 from worker.engine.training.losses import IGNORED_LABEL, align_classes, align_values, shift_tokens
@@ -72,15 +73,21 @@ def evaluate_pair(
 def evaluate_module(
     module: Module, examples: BoundExamples, batch_size: int, reference: Module | None = None
 ) -> Quality:
-    """Measure a torch module, in whatever mode it is. Without labels it is compared with `reference`."""
-    baseline = None if reference is None else _predict_with(reference)
-    return evaluate(_predict_with(module), examples, baseline=baseline, batch_size=batch_size)
+    """Measure a torch module, in whatever mode and on whatever device it is; `reference` takes inputs from the CPU.
+
+    Without labels it is compared with `reference`.
+    """
+    baseline = None if reference is None else predict_with(reference)
+    return evaluate(predict_with(module), examples, baseline=baseline, batch_size=batch_size)
 
 
-def _predict_with(module: Module) -> Predict:
+def predict_with(module: Module) -> Predict:
+    """Return the module as a function of arrays; a module's inputs are brought to where it is."""
+    device = device_of(module) if isinstance(module, nn.Module) else CPU
+
     def predict(inputs: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
-        outputs = module(*(torch.from_numpy(array) for array in inputs))
-        return tuple((each.float() if each.is_floating_point() else each).numpy() for each in outputs)
+        outputs = module(*(torch.from_numpy(array).to(device) for array in inputs))
+        return tuple((each.float() if each.is_floating_point() else each).cpu().numpy() for each in outputs)
 
     return predict
 

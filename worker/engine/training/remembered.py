@@ -59,6 +59,6 @@ class Remembered:
 def _name_rows(inputs: tuple[Tensor, ...]) -> list[bytes]:
     digests = [hashlib.blake2b(digest_size=16) for _ in range(len(inputs[0]))]
     for tensor in inputs:
-        for digest, row in zip(digests, tensor.contiguous().numpy(), strict=True):
+        for digest, row in zip(digests, tensor.cpu().contiguous().numpy(), strict=True):
             digest.update(row.tobytes())
     return [digest.digest() for digest in digests]
