@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from app.recipes.metrics import Quality
 from app.recipes.training import TrainingSettings
+from worker.engine.devices import mixed_precision, move_batch
 from worker.engine.errors import StepFailed
+from worker.engine.programs.placement import move_module, runs_on_device
 from worker.engine.programs.program import Program
 from worker.engine.training.augment import augment
 from worker.engine.training.examples import Batch, BoundExamples
@@ -68,6 +70,7 @@ class Checkpoints(Protocol):
         """Note that the run is over."""
 
 
+@runs_on_device
 def train(
     program: Program,
     examples: BoundExamples,
@@ -100,6 +103,7 @@ def train(
         lambda outputs, _, labels: examples.loss(outputs, _labels(labels), label_smoothing=settings.label_smoothing)
     )
     module = module or program.module
+    move_module(module, program.device)
     steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=_drops_last(examples, settings))
     if steps_per_epoch == 0:
         raise StepFailed(
@@ -131,7 +135,8 @@ def train(
         while run.step < num_steps and not run.stopped_early:
             module.train()
             with prefetch(_make_batches(examples, settings, seed, run.epoch, run.batch)) as batches:
-                for batch in batches:
+                for each in batches:
+                    batch = move_batch(each, program.device)
                     rate = learning_rate(settings, run.step, num_steps)
                     run.last_loss = _step(run, rate, settings, compute_loss, _split(batch, examples, settings))
                     run.first_loss = run.last_loss if run.step == 1 else run.first_loss
@@ -211,7 +216,7 @@ def _step(
     run.step, run.batch = run.step + 1, run.batch + 1
     value = 0.0
     for (inputs, labels), share in parts:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
+        with mixed_precision(run.parameters[0].device, bf16=settings.precision == "bf16"):
             outputs = run.module(*inputs)
         outputs = tuple(each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
         loss = compute_loss(outputs, inputs, labels) * share
