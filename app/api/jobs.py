@@ -1,10 +1,10 @@
 """Jobs: submit, look, cancel, retry, delete, numbers and logs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic.config import JsonDict
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -73,6 +73,15 @@ class JobRequest(Spec):
     """Run time limit of one attempt; null takes the service's default."""
     needs: Needs = Needs()
     """What the worker must have that runs it; what is left out follows from the recipe."""
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.needs.device == "cpu" and self.recipe.target.device == "cuda":
+            raise ValueError(
+                "needs.device is 'cpu', and recipe.target.device 'cuda' can be measured on a GPU only; leave out "
+                "needs.device, or set the target to 'cpu'"
+            )
+        return self
 
 
 class DryRunView(View):

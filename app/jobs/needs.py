@@ -57,7 +57,7 @@ def derive_needs(recipe: Recipe | None, asked: Needs | None = None) -> JobNeeds:
     This is the only place where needs come from; without a recipe (the check of an upload) any CPU worker will do.
     """
     asked = asked or Needs()
-    implied: DeviceKind = recipe.target.device if recipe is not None else "cpu"
+    implied: DeviceKind = "gpu" if recipe is not None and recipe.target.device == "cuda" else "cpu"
     device = asked.device or ("gpu" if asked.num_devices else implied)
     return JobNeeds(
         device=device,

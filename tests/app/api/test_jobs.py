@@ -137,6 +137,15 @@ def test_needs_that_make_no_sense_are_refused(client: TestClient, world: World, 
     assert detail in str(answer.json()["errors"])
 
 
+def test_a_target_on_cuda_needs_a_gpu(client: TestClient, world: World) -> None:
+    recipe = {"steps": [{"kind": "prune_magnitude"}], "target": {"device": "cuda", "runtime": "torch"}}
+    body = {"model_id": world.model_id, "recipe": recipe}
+    assert tuple(client.post("/v1/jobs", json=body).json()["needs"].values()) == ("gpu", 1, 0, 1)
+    refused = client.post("/v1/jobs", json={**body, "needs": {"device": "cpu"}})
+    assert refused.status_code == 422
+    assert "can be measured on a GPU only" in str(refused.json()["errors"])
+
+
 def test_a_job_that_no_worker_can_run_says_so_at_once(both: Both) -> None:
     client, world = both
     register(world, GPU_WORKER)

@@ -27,7 +27,7 @@ class Remembered:
         names = _name_rows(inputs)
         if all(name in self._known for name in names):
             rows = [self._known[name] for name in names]
-            return tuple(torch.stack(column) for column in zip(*rows, strict=True))
+            return tuple(torch.stack(column).to(inputs[0].device) for column in zip(*rows, strict=True))
         outputs = self._module(*inputs)
         if all(output.ndim > 0 and len(output) == len(names) for output in outputs):
             self._remember(names, outputs)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from app.recipes.metrics import Quality
+from worker.engine.devices import device_of
 from worker.engine.programs.program import Program
 
 Tensors = dict[str, Tensor]
@@ -104,11 +105,12 @@ def collect(run: Run) -> tuple[Position, Tensors]:
 
 
 def restore(run: Run, position: Position, tensors: Mapping[str, Tensor]) -> None:
-    """Put a state that `collect` has returned into a new run of the same step."""
-    run.module.load_state_dict(_below("module", tensors))
-    run.best_state = {name: tensor.clone() for name, tensor in _below("best", tensors).items()}
+    """Put a state that `collect` has returned into a new run of the same step, on the run's device."""
+    device = device_of(run.module)
+    run.module.load_state_dict({name: each.to(device) for name, each in _below("module", tensors).items()})
+    run.best_state = {name: tensor.to(device, copy=True) for name, tensor in _below("best", tensors).items()}
     run.program.masks.clear()
-    run.program.masks |= {name: mask.clone() for name, mask in _below("mask", tensors).items()}
+    run.program.masks |= {name: mask.to(device, copy=True) for name, mask in _below("mask", tensors).items()}
     with torch.no_grad():
         for index, parameter in enumerate(run.extra_parameters):
             parameter.copy_(tensors[f"extra/{index}"])
@@ -130,7 +132,9 @@ def get_random_state() -> Tensors:
     numpy = np.random.get_state(legacy=False)
     assert isinstance(numpy, dict)
     version, state, next_gauss = random.getstate()
+    cuda = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
     return {
+        **cuda,
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor(
             [*numpy["state"]["key"].tolist(), numpy["state"]["pos"], numpy["has_gauss"]], dtype=torch.int64
@@ -142,7 +146,9 @@ def get_random_state() -> Tensors:
 
 
 def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Let all generators go on where `get_random_state` found them."""
+    """Let all generators go on where `get_random_state` found them; that of CUDA where both had one."""
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].clone())
     torch.set_rng_state(state["torch"].clone())
     *words, place, has_gauss = state["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(words, np.uint32), place, has_gauss, float(state["numpy_gauss"])))
