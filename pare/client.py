@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pare.distillations import Distillations
-from pare.optimize import DataLike, Optimization
+from pare.optimize import DataLike, Given, Optimization
 from pare.progress import ProgressDisplay
 from pare.recipes import RecipeLike
 from pare.resources import Artifacts, Datasets, Jobs, Models, Techniques, Workers
@@ -67,6 +67,9 @@ class Client:
         dynamic_batch: bool = True,
         dynamic_shapes: Any = None,
         labels: dict[str, str] | None = None,
+        priority: int | None = None,
+        deadline_seconds: int | None = None,
+        needs: dict[str, Any] | None = None,
         timeout_seconds: float | None = None,
         progress: bool = True,
     ) -> Result:
@@ -79,23 +82,21 @@ class Client:
         `task`, the labels are in `label_column`: by default the column y, label or labels. Quality is measured on
         `evaluation_data`, which has the same columns, or else on a part of `data` that the service holds out.
 
+        `labels`, `priority`, `deadline_seconds` and `needs` (what the worker must have) are those of `jobs.submit`.
         Blocks until the job has finished, with progress on stderr. Raises JobFailed or JobCancelled when there is no
         result. Ctrl-C while the job runs leaves it running and returns a Result to come back to.
         """
-        optimization = Optimization(self.models, self.datasets, self.jobs, ProgressDisplay(enabled=progress))
-        return optimization.run(
-            model,
-            example_inputs,
-            recipe=recipe,
-            data=data,
-            evaluation_data=evaluation_data,
-            task=task,
-            label_column=label_column,
-            inputs=inputs,
-            name=name,
-            dynamic_batch=dynamic_batch,
-            dynamic_shapes=dynamic_shapes,
+        given = Given(
+            model, example_inputs, data, evaluation_data, task, label_column, inputs, name, dynamic_batch,
+            dynamic_shapes,
+        )  # fmt: skip
+        return self._optimization(progress).run(
+            given,
+            recipe,
             labels=labels,
+            priority=priority,
+            deadline_seconds=deadline_seconds,
+            needs=needs,
             timeout_seconds=timeout_seconds,
         )
 
@@ -112,6 +113,8 @@ class Client:
         label_column: str | None = None,
         inputs: Mapping[str, str | dict[str, Any]] | None = None,
         labels: dict[str, str] | None = None,
+        priority: int | None = None,
+        deadline_seconds: int | None = None,
         timeout_seconds: float | None = None,
         progress: bool = True,
     ) -> Result:
@@ -122,19 +125,15 @@ class Client:
         a student of half the width. `student` is a module, file or uploaded model to teach instead. The result's
         metrics hold the comparison with the same student taught without a teacher in `distillation`.
         """
-        optimization = Optimization(self.models, self.datasets, self.jobs, ProgressDisplay(enabled=progress))
-        return optimization.distill(
+        given = Given(model, example_inputs, data, evaluation_data, task, label_column, inputs)
+        return self._optimization(progress).distill(
+            given,
             self.distillations,
-            model,
-            example_inputs,
-            distillation=distillation,
-            student=student,
-            data=data,
-            evaluation_data=evaluation_data,
-            task=task,
-            label_column=label_column,
-            inputs=inputs,
+            distillation,
+            student,
             labels=labels,
+            priority=priority,
+            deadline_seconds=deadline_seconds,
             timeout_seconds=timeout_seconds,
         )
 
@@ -146,3 +145,6 @@ class Client:
             with display:
                 job = self.jobs.wait(job_id, timeout_seconds=timeout_seconds, on_event=display.event)
         return Result(self.jobs, job)
+
+    def _optimization(self, progress: bool) -> Optimization:
+        return Optimization(self.models, self.datasets, self.jobs, ProgressDisplay(enabled=progress))

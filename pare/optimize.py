@@ -2,7 +2,8 @@
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,22 @@ DataLike = Mapping[str, Any] | str | Path
 """Columns by name, the path of a dataset file, or the id of an uploaded dataset."""
 
 
+@dataclass(frozen=True)
+class Given:
+    """Model and data as the caller has them; what each is, `Client.optimize` says."""
+
+    model: "nn.Module | str | Path"
+    example_inputs: Any
+    data: DataLike | None
+    evaluation_data: DataLike | None
+    task: str
+    label_column: str | None
+    inputs: Mapping[str, str | dict[str, Any]] | None
+    name: str | None = None
+    dynamic_batch: bool = True
+    dynamic_shapes: Any = None
+
+
 class Optimization:
     """One call of Client.optimize or Client.distill: its resources and its display."""
 
@@ -34,95 +51,66 @@ class Optimization:
         self._display = display
         self._notes: list[str] = []
 
-    def run(
-        self,
-        model: "nn.Module | str | Path",
-        example_inputs: Any,
-        *,
-        recipe: RecipeLike,
-        data: DataLike | None,
-        evaluation_data: DataLike | None,
-        task: str,
-        label_column: str | None,
-        inputs: Mapping[str, str | dict[str, Any]] | None,
-        name: str | None,
-        dynamic_batch: bool,
-        dynamic_shapes: Any,
-        labels: dict[str, str] | None,
-        timeout_seconds: float | None,
-    ) -> Result:
-        """Do it all. Ctrl-C while the job runs detaches from it."""
-        with self._display:
-            checked_model, binding = self._prepare(
-                model, example_inputs, data, evaluation_data, task, label_column, inputs, name, dynamic_batch,
-                dynamic_shapes,
-            )  # fmt: skip
-            job = self._jobs.submit(checked_model.id, complete_recipe(recipe, data=binding), labels=labels)
-            job = self._watch(job, timeout_seconds)
-        if job.finished:
-            raise_unless_succeeded(job)
-        return Result(self._jobs, job, tuple(self._notes))
+    def run(self, given: Given, recipe: RecipeLike, *, timeout_seconds: float | None, **options: Any) -> Result:
+        """Do it all; `options` are those of Jobs.submit. Ctrl-C while the job runs detaches from it."""
+
+        def submit(model: Model, binding: dict[str, Any] | None) -> Job:
+            return self._jobs.submit(model.id, complete_recipe(recipe, data=binding), **options)
+
+        return self._conduct(given, submit, timeout_seconds)
 
     def distill(
         self,
+        given: Given,
         distillations: Distillations,
-        model: "nn.Module | str | Path",
-        example_inputs: Any,
-        *,
         distillation: Mapping[str, Any],
         student: "nn.Module | str | Path | None",
-        data: DataLike,
-        evaluation_data: DataLike | None,
-        task: str,
-        label_column: str | None,
-        inputs: Mapping[str, str | dict[str, Any]] | None,
-        labels: dict[str, str] | None,
+        *,
         timeout_seconds: float | None,
+        **options: Any,
     ) -> Result:
-        """Upload teacher, student and data, start the distillation, and wait. Ctrl-C detaches."""
-        with self._display:
-            teacher, binding = self._prepare(
-                model, example_inputs, data, evaluation_data, task, label_column, inputs, None, True, None
-            )
+        """Upload teacher, student and data, start the distillation, and wait. Ctrl-C detaches.
+
+        `options` are those of Distillations.submit.
+        """
+
+        def submit(teacher: Model, binding: dict[str, Any] | None) -> Job:
             request = {**distillation, "data": {**(binding or {}), **(distillation.get("data") or {})}}
             if student is not None:
                 with tempfile.TemporaryDirectory(prefix="pare-") as directory:
-                    uploaded = self._send_model(student, example_inputs, None, Path(directory), True, None)
+                    uploaded = self._send_model(replace(given, model=student, name=None), Path(directory))
                 request["student"] = {"kind": "take_student", "student": self._models.wait(uploaded.id).id}
             request.setdefault("student", {"kind": "derive_student"})
             request.setdefault("training", {"kind": "distill"})
-            job = self._watch(distillations.submit(teacher.id, request, labels=labels), timeout_seconds)
+            return distillations.submit(teacher.id, request, **options)
+
+        return self._conduct(given, submit, timeout_seconds)
+
+    def _conduct(
+        self, given: Given, submit: Callable[[Model, dict[str, Any] | None], Job], timeout_seconds: float | None
+    ) -> Result:
+        with self._display:
+            job = self._watch(submit(*self._prepare(given)), timeout_seconds)
         if job.finished:
             raise_unless_succeeded(job)
         return Result(self._jobs, job, tuple(self._notes))
 
-    def _prepare(
-        self,
-        model: "nn.Module | str | Path",
-        example_inputs: Any,
-        data: DataLike | None,
-        evaluation_data: DataLike | None,
-        task: str,
-        label_column: str | None,
-        inputs: Mapping[str, str | dict[str, Any]] | None,
-        name: str | None,
-        dynamic_batch: bool,
-        dynamic_shapes: Any,
-    ) -> tuple[Model, dict[str, Any] | None]:
+    def _prepare(self, given: Given) -> tuple[Model, dict[str, Any] | None]:
         """Upload model and data; return the checked model and `recipe.data`."""
+        dataset = held_out = None
         with tempfile.TemporaryDirectory(prefix="pare-") as directory:
-            checked_model = self._send_model(
-                model, example_inputs, name, Path(directory), dynamic_batch, dynamic_shapes
-            )
-            dataset = None if data is None else self._send_data(data, name, Path(directory), "data")
-            held_out = None
-            if evaluation_data is not None:
-                held_out = self._send_data(evaluation_data, name, Path(directory), "evaluation data")
+            checked_model = self._send_model(given, Path(directory))
+            if given.data is not None:
+                dataset = self._send_data(given.data, given.name, Path(directory), "data")
+            if given.evaluation_data is not None:
+                held_out = self._send_data(given.evaluation_data, given.name, Path(directory), "evaluation data")
         checked_model = self._models.wait(checked_model.id)
         binding = None
         if dataset is not None:
             dataset = self._datasets.wait(dataset.id)
-            binding = bind(checked_model, dataset, task=task, label_column=label_column, inputs=inputs)
+            binding = bind(
+                checked_model, dataset, task=given.task, label_column=given.label_column, inputs=given.inputs
+            )
         if held_out is not None:
             if binding is None:
                 raise UsageError("evaluation_data without data", fix="Give both, or data alone.")
@@ -137,30 +125,23 @@ class Optimization:
             print(f"\n{detached(job.id)}", file=sys.stderr)
             return job
 
-    def _send_model(
-        self,
-        model: "nn.Module | str | Path",
-        example_inputs: Any,
-        name: str | None,
-        directory: Path,
-        dynamic_batch: bool,
-        dynamic_shapes: Any,
-    ) -> Model:
+    def _send_model(self, given: Given, directory: Path) -> Model:
+        model, name = given.model, given.name
         if isinstance(model, str) and model.startswith("mdl_"):
             return self._models.get(model)
         if isinstance(model, str | Path):
             file = Path(model)
         else:
-            if example_inputs is None:
+            if given.example_inputs is None:
                 raise UsageError("example_inputs is missing", fix="Give what the module is called with.")
             self._display.say(f"exporting {type(model).__name__}")
             name = name or type(model).__name__
             exported = export_module(
                 model,
-                example_inputs,
+                given.example_inputs,
                 directory / "model.pt2",
-                dynamic_batch=dynamic_batch,
-                dynamic_shapes=dynamic_shapes,
+                dynamic_batch=given.dynamic_batch,
+                dynamic_shapes=given.dynamic_shapes,
             )
             file = exported.path
             for note in exported.notes:

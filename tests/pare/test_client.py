@@ -188,6 +188,9 @@ def test_optimize_goes_all_the_way(client: Client, hands: Any) -> None:
             data=data,
             task="classification",
             recipe=["prune_magnitude", {"kind": "finetune", "epochs": 1}],
+            priority=3,
+            deadline_seconds=600,
+            needs={"num_threads": 2},
             progress=False,
         )
     thread.join()
@@ -195,6 +198,8 @@ def test_optimize_goes_all_the_way(client: Client, hands: Any) -> None:
     assert result.job.status == "succeeded"
     assert net.training
     assert result.notes == ()
+    asked = result.job.raw
+    assert (asked["priority"], asked["deadline_seconds"], asked["needs"]["num_threads"]) == (3, 600, 2)
     assert result.job.recipe is not None
     assert [step["kind"] for step in result.job.recipe["steps"]] == ["prune_magnitude", "finetune"]
     bound = result.job.recipe["data"]

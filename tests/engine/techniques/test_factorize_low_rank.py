@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from app.recipes.low_rank import FactorizeLowRank
+from app.recipes.metrics import LayerEffect
 from app.recipes.pruning import PruneMagnitude
 from app.recipes.quantization import QuantizeInt8
 from app.recipes.training import Finetune
@@ -159,7 +160,7 @@ def test_every_family_gets_smaller_and_is_imported_again(name: str, tmp_path: Pa
     assert outcome.facts["parameters_after"] == size(program)
     assert outcome.facts["macs_before"] == macs
     assert outcome.facts["macs_after"] == count_macs(program).total
-    assert len(outcome.sensitivity) == outcome.facts["layers_factorized"]
+    assert sum(effect.chosen for effect in outcome.sensitivity) == outcome.facts["layers_factorized"]
     if name in ("mobilenet", "unet"):
         return
     inputs = program.example_inputs(5)
@@ -170,6 +171,29 @@ def test_every_family_gets_smaller_and_is_imported_again(name: str, tmp_path: Pa
     again.module.eval()
     for one, other in zip(again.module(*inputs), program.module(*inputs), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cnn", "tucker2"), ("cnn", "spatial"), ("gpt", "none")])
+def test_the_errors_of_other_ranks_are_told_too(name: str, kind: str) -> None:
+    outcome = factorize(make_zoo(name), rank_by="ratio", ratio=0.6, convolutions=kind)
+    by_layer: dict[str, list[LayerEffect]] = {}
+    for effect in outcome.sensitivity:
+        by_layer.setdefault(effect.layer, []).append(effect)
+    assert len(by_layer) == outcome.facts["layers_factorized"]
+    for effects in by_layer.values():
+        assert [effect.chosen for effect in effects].count(True) == 1
+        assert len(effects) >= 2
+        sizes = [effect.weight_bytes for effect in effects]
+        sizes = [effect.weight_bytes or 0 for effect in effects]
+        errors = [effect.effect for effect in effects]
+        assert errors == sorted(errors, reverse=True)
+    assert outcome.facts["largest_layer_error"] == max(each.effect for each in outcome.sensitivity if each.chosen)
+
+
+def test_a_layer_that_stays_whole_tells_what_factors_would_have_cost() -> None:
+    outcome = factorize(make_zoo("cnn"), rank_by="rank", rank=8)
+    whole = {effect.layer for effect in outcome.sensitivity} - {e.layer for e in outcome.sensitivity if e.chosen}
+    assert len(whole) == outcome.facts["layers_left_whole"] == 2
 
 
 @pytest.mark.parametrize(("name", "kind"), [("cnn", "tucker2"), ("cnn", "spatial"), ("vit", "tucker2")])
@@ -197,16 +221,17 @@ def test_whitening_lowers_the_error_of_every_layer_on_the_calibration_examples(w
         factorize(program, examples, whiten=whiten, **spec)
         for program, whiten in zip(programs, (False, True), strict=True)
     ]
-    names = [effect.layer for effect in outcomes[0].sensitivity]
-    assert names == [effect.layer for effect in outcomes[1].sensitivity]
-    assert [effect.choice for effect in outcomes[0].sensitivity] == [each.choice for each in outcomes[1].sensitivity]
+    plain_effects, effects = ([each for each in outcome.sensitivity if each.chosen] for outcome in outcomes)
+    names = [effect.layer for effect in effects]
+    assert names == [effect.layer for effect in plain_effects]
+    assert [effect.choice for effect in plain_effects] == [each.choice for each in effects]
     inputs = record_inputs(original, names, batches)
     errors = [[error_on(original, program, name, inputs[name]) for name in names] for program in programs]
     for plain, whitened in zip(*errors, strict=True):
         # What is minimized has a little of the identity added.
         assert whitened <= plain * 1.01
     assert sum(errors[1]) < 0.9 * sum(errors[0])
-    for effect, error in zip(outcomes[1].sensitivity, errors[1], strict=True):
+    for effect, error in zip(effects, errors[1], strict=True):
         assert effect.metric == "layer_output_error"
         assert effect.effect == pytest.approx(error, rel=0.1, abs=1e-3)
 

@@ -9,6 +9,7 @@ from app.recipes.facts import Capability
 from app.recipes.low_rank import FactorizeLowRank
 from app.recipes.metrics import LayerEffect
 from worker.engine.errors import StepFailed
+from worker.engine.low_rank.effects import measure_effects
 from worker.engine.low_rank.factors import Factors
 from worker.engine.low_rank.ranks import choose_ranks
 from worker.engine.low_rank.replacement import Candidates, find_candidates, make_layers, put_layers
@@ -46,25 +47,22 @@ def run(program: Program, step: FactorizeLowRank, context: Context) -> Outcome:
     before, macs_before = _count_parameters(program), count_macs(program).total
     factors = dict(_decompose(program, found, step, context))
     chosen = choose_ranks(step, factors)
-    effects = []
-    names: list[str] = []
-    for name, ranks in chosen.items():
+    effects: list[LayerEffect] = []
+    errors: list[float] = []
+    for index, (name, ranks) in enumerate(chosen.items(), start=1):
+        layer = program.module.get_submodule(name)
+        message, error = f"{name} stays whole", 0.0
         if ranks is None:
             found.left[name] = f"its factors would not be smaller, or better whole, by {step.rank_by}"
-            continue
-        weights, error = factors[name].factorize(ranks)
-        layer = program.module.get_submodule(name)
-        put_layers(program, name, make_layers(layer, found.kinds[name], weights))
-        names.append(name)
-        effects.append(
-            LayerEffect(
-                step=context.index, layer=name, choice=f"rank {'x'.join(map(str, ranks))}",
-                metric="weight_error" if factors[name].gram is None else "layer_output_error", effect=error,
-                weight_bytes=sum(each.numel() for each in weights) * layer.weight.element_size(), chosen=True,  # type: ignore[operator]
-            )
-        )  # fmt: skip
-        context.report(0.7 + 0.3 * len(names) / len(chosen), f"{name}: {effects[-1].choice}, error {error:.3g}")
-    if not names:
+        else:
+            weights, error = factors[name].factorize(ranks)
+            put_layers(program, name, make_layers(layer, found.kinds[name], weights))
+            errors.append(error)
+            message = f"{name}: rank {'x'.join(map(str, ranks))}, error {error:.3g}"
+        element_bytes = layer.weight.element_size()  # type: ignore[operator]
+        effects += measure_effects(name, factors[name], ranks, error, step=context.index, element_bytes=element_bytes)
+        context.report(0.7 + 0.3 * index / len(chosen), message)
+    if not errors:
         raise StepFailed(
             f"no layer gets smaller: {explain(found.left)}",
             code="nothing_to_factorize",
@@ -78,11 +76,10 @@ def run(program: Program, step: FactorizeLowRank, context: Context) -> Outcome:
         )
     if found.left:
         warnings.append(f"Left whole: {explain(found.left)}.")
-    errors = [each.effect for each in effects]
     return Outcome(
         program=program,
         facts={
-            "layers_factorized": len(names),
+            "layers_factorized": len(errors),
             "layers_left_whole": len(found.left),
             "parameters_before": before,
             "parameters_after": _count_parameters(program),
