@@ -139,7 +139,7 @@ class StorageFull(PareError):
 class StorageCorrupt(PareError):
     """Stored bytes do not match their digest."""
 
-    code = "storage_corrupt"
+    code = "integrity"
     fix = "Restore the file from a backup, or upload it again."
 
 

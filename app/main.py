@@ -35,8 +35,6 @@ VERSION = "0.1.0"
 UPLOAD_PATHS = frozenset({"/v1/models", "/v1/datasets"})
 """They limit and stream their bodies themselves."""
 FORGET_INTERVAL_SECONDS = 3600.0
-ABANDONED_SECONDS = 24 * 3600.0
-"""An upload that nothing was added to for this long has lost its process."""
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +42,8 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings | None = None, *, local_only: bool = False) -> FastAPI:
     """Return the application; without settings, those of the environment. `local_only` keeps web pages out."""
     settings = settings or load_settings()
-    service = Service(settings, Database(settings.database_url), open_storage(settings.storage_url))
+    storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
+    service = Service(settings, Database(settings.database_url), storage)
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
@@ -81,7 +80,6 @@ async def _forget_regularly(service: Service, stopping: asyncio.Event) -> None:
         try:
             with service.database.session() as session:
                 forget_expired(session)
-            service.storage.remove_abandoned(ABANDONED_SECONDS)
         except Exception as error:  # nobody waits for this task: it says what happened, and tries again
             log.warning("what nobody needs any more stays for now", error=type(error).__name__)
 

@@ -41,6 +41,15 @@ class Settings(BaseSettings):
     storage_url: str = ""
     """Where uploads and artifacts are kept: file:///...; empty means `store` in data_dir."""
 
+    storage_reserve_bytes: int = Field(256 * MIB, ge=0)
+    """Uploads and artifacts are refused when the disk of the store would have less than this left."""
+    collect_interval_seconds: float = Field(300, ge=0)
+    """How often the dispatcher removes files that nothing needs any more; 0: never."""
+    collect_grace_seconds: float = Field(3600, ge=0)
+    """A file stays at least this long, so that what names it has time to be written."""
+    keep_job_files_days: float = Field(0, ge=0)
+    """Artifacts, logs and checkpoints of a job go this long after its end; 0: they stay until the job is deleted."""
+
     host: str = "127.0.0.1"
     """Address the API listens on."""
     port: int = Field(8000, ge=0, le=65535)

@@ -21,7 +21,7 @@ from app.db.tables import JobRow, ModelRow
 from app.ids import new_id
 from app.jobs import queue_check
 from app.settings import Settings
-from app.storage import Blob, open_storage
+from app.storage import Blob, open_storage, owner_storage
 from worker.settings import WorkerSettings
 from worker.slot import Slot, open_slot
 
@@ -91,7 +91,7 @@ def main() -> None:
         database = Database(settings.database_url)
         database.upgrade()
         export_model(Path(place) / "model.pt2")
-        blob = open_storage(settings.storage_url).put_file(Path(place) / "model.pt2")
+        blob = owner_storage(open_storage(settings.storage_url), "local").put_file(Path(place) / "model.pt2")
         rows = []
         for name, standby, wait in (
             ("warm standby", True, True),

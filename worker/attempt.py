@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from app.errors import PareError, StorageFull
-from app.jobs import Claim, Place, checkpoint_storage, confirm_cancelled, fail, release, succeed
+from app.files import hold
+from app.jobs import Claim, Place, confirm_cancelled, fail, release, succeed
 from app.recipes.plan import Action, EngineError, EngineResult, Plan
 from app.recipes.training import TrainingSettings
-from app.storage import Blob
+from app.storage import Blob, checkpoint_storage, owner_storage
 from worker.checkpoints import CheckpointShelf
 from worker.engine_process import EngineProcess
 from worker.failures import (
@@ -54,6 +55,7 @@ class Attempt:
         """With what each was for, in the order they were taken."""
         storage, job_id = supervisor.storage, held.job_id
         max_bytes = min(supervisor.settings.max_artifact_bytes, supervisor.worker.max_disk_bytes)
+        self._section = owner_storage(storage, held.owner)
         self._next_checkpoint_at = 0.0
         self._shelf = CheckpointShelf(checkpoint_storage(storage, job_id), held.checkpoints, max_bytes)
 
@@ -111,7 +113,7 @@ class Attempt:
         """Run the action in an engine of its own, from the newest checkpoint on."""
         held, settings = self._claim, self._supervisor.settings
         engine = self._take_engine("work")
-        inputs = place_inputs(engine.directory, held, self._supervisor.storage)
+        inputs = place_inputs(engine.directory, held, self._section)
         resumable = held.action == "optimize"
         plan = Plan(
             action=cast(Action, held.action),
@@ -293,9 +295,7 @@ class Attempt:
     def _store_artifacts(self, result: EngineResult) -> dict[str, Blob]:
         worked = next(engine for purpose, engine in reversed(self._engines) if purpose == "work")
         folder = worked.directory / "out" / "artifacts"
-        blobs = {
-            artifact.name: self._supervisor.storage.put_file(folder / artifact.name) for artifact in result.artifacts
-        }
+        blobs = {artifact.name: self._section.put_file(folder / artifact.name) for artifact in result.artifacts}
         for artifact in result.artifacts:
             assert blobs[artifact.name].sha256 == artifact.sha256, f"{artifact.name} changed after its engine had ended"
         return blobs
@@ -306,13 +306,14 @@ class Attempt:
         _, first = self._engines[0]
         for purpose, engine in self._engines[1:]:
             first.log.write(f"[{purpose}]\n".encode() + engine.log.last_bytes(64 * 1024))
-        return self._supervisor.storage.put_file(first.log.close())
+        return self._section.put_file(first.log.close())
 
     def _write(self, outcome: EngineResult | AttemptEnded, blobs: dict[str, Blob], log: Blob | None) -> bool:
         """Write the outcome, again and again while the database is away and the lease holds."""
         while True:
             try:
                 with self._supervisor.database.session() as session:
+                    hold(session, self._section, [*blobs.values(), *([log] if log else [])])
                     return self._settle(outcome, blobs, log)(session)
             except PareError as error:
                 _log.warning("the outcome could not be written yet", job_id=self._claim.job_id, error=error.code)

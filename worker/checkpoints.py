@@ -14,7 +14,7 @@ import structlog
 from app.errors import PareError, StorageCorrupt
 from app.jobs import Place, StoredCheckpoint
 from app.recipes.plan import CheckpointFile
-from app.storage import Storage
+from app.storage import Section
 from worker.job_files import open_plain
 
 _CHUNK_BYTES = 1024 * 1024
@@ -24,8 +24,8 @@ _log = structlog.get_logger(__name__)
 class CheckpointShelf:
     """The checkpoints that are in storage, newest first."""
 
-    def __init__(self, storage: Storage, known: tuple[StoredCheckpoint, ...], max_bytes: int) -> None:
-        self._storage, self._max_bytes = storage, max_bytes
+    def __init__(self, section: Section, known: tuple[StoredCheckpoint, ...], max_bytes: int) -> None:
+        self._section, self._max_bytes = section, max_bytes
         self._known = list(known)
         self._placed: dict[str, StoredCheckpoint] = {}
 
@@ -36,7 +36,7 @@ class CheckpointShelf:
             name = f"checkpoint{number}"
             path = directory / "in" / name
             try:
-                self._storage.download(checkpoint.blob.sha256, checkpoint.blob.size_bytes, path)
+                self._section.download(checkpoint.blob.sha256, checkpoint.blob.size_bytes, path)
             except StorageCorrupt as error:
                 _log.warning("a checkpoint is damaged and left alone", error=error.detail)
                 continue
@@ -62,7 +62,7 @@ class CheckpointShelf:
             _log.warning("a checkpoint is no plain file", name=told.name, error=error.strerror)
             return None
         try:
-            with os.fdopen(handle, "rb") as file, self._storage.writer() as writer:
+            with os.fdopen(handle, "rb") as file, self._section.writer() as writer:
                 size_bytes = os.fstat(file.fileno()).st_size
                 if size_bytes != told.size_bytes or size_bytes > self._max_bytes:
                     _log.warning("a checkpoint has the wrong size", name=told.name, size_bytes=size_bytes)
@@ -89,8 +89,8 @@ class CheckpointShelf:
         """Delete bytes that no row names any more."""
         for sha256 in digests:
             with suppress(PareError, OSError):  # what is left behind goes with the job
-                self._storage.delete(sha256)
+                self._section.delete(sha256)
 
     def clear(self) -> None:
         """Delete all: the job needs none any more."""
-        self._storage.clear()
+        self._section.clear()

@@ -1,6 +1,6 @@
 """`python -m worker.dispatch`: publish hints, wake idle workers, take jobs from workers that went silent.
 
-It also lets jobs that are made of others go on to their next part.
+It also lets jobs that are made of others go on to their next part, and removes files that nothing needs any more.
 
 Any number may run. All state is in the database; this process can be killed at any time.
 """
@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import structlog
 from celery import Celery
@@ -17,10 +18,12 @@ from redis.exceptions import RedisError
 
 from app.db.session import Database
 from app.errors import PareError
+from app.files.collect import collect
 from app.jobs import (
     Hint,
     advance_parents,
     count_waiting,
+    forget_files,
     forget_workers,
     list_workers,
     note_waits,
@@ -65,7 +68,7 @@ class Dispatcher:
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
-        self._storage = open_storage(settings.storage_url)
+        self._storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
         self._client, self._publish = make_publisher(settings.broker_url)
         self.stopping = threading.Event()
 
@@ -80,6 +83,8 @@ class Dispatcher:
             (self._note_waits, self._settings.wake_interval_seconds),
             (self._forget, 60.0),
         ]
+        if self._settings.collect_interval_seconds:
+            duties.append((self._collect, self._settings.collect_interval_seconds))
         threads = [
             threading.Thread(target=self._repeat, args=duty, daemon=True, name=duty[0].__name__) for duty in duties
         ]
@@ -156,6 +161,15 @@ class Dispatcher:
         with self._client.connection_for_read() as connection:
             channel = connection.default_channel
             return {kind: int(channel.queue_declare(name_queue(kind)).message_count) for kind in DEVICE_KINDS}
+
+    def _collect(self) -> bool:
+        if self._settings.keep_job_files_days:
+            with self._database.session() as session:
+                forget_files(session, self._settings.keep_job_files_days)
+        collected = collect(self._database, self._storage, self._settings.collect_grace_seconds)
+        if collected:
+            _log.info("files that nothing needs removed", **asdict(collected))
+        return False
 
     def _forget(self) -> bool:
         with self._database.session() as session:

@@ -23,7 +23,7 @@ from app.recipes.plan import (
     Plan,
     Teacher,
 )
-from app.storage import Storage
+from app.storage import Section
 from worker.failures import AttemptFailed, defect
 from worker.sandbox.launch import list_folder
 
@@ -40,32 +40,32 @@ class Inputs:
     teachers: tuple[Teacher, ...]
 
 
-def place_inputs(directory: Path, claim: Claim, storage: Storage) -> Inputs:
+def place_inputs(directory: Path, claim: Claim, section: Section) -> Inputs:
     """Copy the job's files out of storage, each verified against its digest."""
     model = None
     if claim.model is not None:
-        model = ModelFile.model_validate(_place_model(directory, claim.model, "model", storage))
+        model = ModelFile.model_validate(_place_model(directory, claim.model, "model", section))
     teachers = [
-        Teacher.model_validate({"id": stored.id, **_place_model(directory, stored, f"teacher{number}", storage)})
+        Teacher.model_validate({"id": stored.id, **_place_model(directory, stored, f"teacher{number}", section)})
         for number, stored in enumerate(claim.teachers)
     ]
     datasets = []
     for number, stored in enumerate(claim.datasets):
         name = f"data{number}.{stored.format}"
-        _download(storage, stored.sha256, stored.size_bytes, directory / "in" / name)
+        _download(section, stored.sha256, stored.size_bytes, directory / "in" / name)
         data_format = cast(DatasetFormat, stored.format)
         datasets.append(DatasetFile(id=stored.id, file=name, format=data_format, sha256=stored.sha256))
     return Inputs(model, tuple(datasets), tuple(teachers))
 
 
-def _place_model(directory: Path, stored: StoredFile, stem: str, storage: Storage) -> dict[str, str | None]:
+def _place_model(directory: Path, stored: StoredFile, stem: str, section: Section) -> dict[str, str | None]:
     name = f"{stem}.{stored.format}"
-    _download(storage, stored.sha256, stored.size_bytes, directory / "in" / name)
+    _download(section, stored.sha256, stored.size_bytes, directory / "in" / name)
     return {"file": name, "format": stored.format, "sha256": stored.sha256, "architecture": stored.architecture}
 
 
-def _download(storage: Storage, sha256: str, size_bytes: int, path: Path) -> None:
-    storage.download(sha256, size_bytes, path)
+def _download(section: Section, sha256: str, size_bytes: int, path: Path) -> None:
+    section.download(sha256, size_bytes, path)
     path.chmod(0o644)
 
 

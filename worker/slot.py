@@ -46,11 +46,10 @@ def open_slot(settings: Settings, worker: WorkerSettings, share: Share | None = 
     worker_id = new_worker_id()
     isolation = detect(settings.isolation)
     database = Database(settings.database_url)
+    storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
     workspace = Workspace(settings.data_dir / "work", worker_id)
     standby = Standby(EngineFactory(settings, worker, isolation, workspace.path, share.gpus), keep_warm=worker.standby)
-    supervisor = Supervisor(
-        database, open_storage(settings.storage_url), settings, worker, isolation, standby, worker_id, share.capacity
-    )
+    supervisor = Supervisor(database, storage, settings, worker, isolation, standby, worker_id, share.capacity)
     facts = describe_worker(isolation, supervisor.accepts_jobs, share)
     interval_seconds = min(settings.heartbeat_seconds, settings.worker_seen_seconds / 4)
     presence = Presence(database, worker_id, name_queues(share.accepts), facts, interval_seconds)

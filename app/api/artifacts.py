@@ -15,6 +15,7 @@ from app.api.views import SelfLink, View
 from app.db.tables import ArtifactRow
 from app.errors import NotFound
 from app.jobs import get_job
+from app.storage import owner_storage
 
 router = APIRouter(prefix="/v1", tags=["artifacts"])
 
@@ -107,7 +108,8 @@ def download_artifact(
         row = session.scalar(query)
     if row is None:
         raise NotFound(f"there is no artifact {artifact_id}")
-    return answer_content(request, service.storage, Content(row.sha256, row.size_bytes, row.media_type, row.name))
+    content = Content(row.sha256, row.size_bytes, row.media_type, row.name)
+    return answer_content(request, owner_storage(service.storage, owner), content)
 
 
 def _describe(row: ArtifactRow) -> ArtifactView:

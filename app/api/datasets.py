@@ -13,9 +13,11 @@ from app.api.service import Parts
 from app.api.uploads import REQUEST_BODY, Name, receive_blob
 from app.api.views import ErrorView, SelfLink, View
 from app.db.tables import DatasetRow
+from app.files import hold
 from app.jobs.uploads import add_dataset, delete_upload, get_upload
 from app.recipes.facts import DatasetFacts
 from app.recipes.plan import DatasetFormat
+from app.storage import owner_storage
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -81,10 +83,12 @@ async def upload_dataset(
     name: Name = "dataset",
 ) -> DatasetView:
     """Upload a dataset: the body is the file, streamed. It is checked in a sandbox before it can be used."""
-    blob = await receive_blob(request, service.storage, service.settings.max_dataset_bytes)
+    section = owner_storage(service.storage, owner)
+    blob = await receive_blob(request, section, service.settings.max_dataset_bytes)
 
     def add() -> DatasetView:
         with service.database.session() as session:
+            hold(session, section, [blob])
             row = add_dataset(session, service.settings, owner=owner, name=name, format=format, blob=blob)
             return describe_dataset(row)
 

@@ -1,17 +1,17 @@
 """Immutable bytes over HTTP (RFC 9110): strong ETag, conditions, one range, digest (RFC 9530)."""
 
 import base64
-import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.frame import HEAD_ONLY
-from app.errors import PreconditionFailed, RangeNotSatisfiable, StorageCorrupt
-from app.storage import Storage
+from app.errors import PreconditionFailed, RangeNotSatisfiable
+from app.storage import Section
 
 RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.ASCII | re.IGNORECASE)
 ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -39,7 +39,7 @@ class Content:
         return f"sha-256=:{base64.b64encode(bytes.fromhex(self.sha256)).decode()}:"
 
 
-def answer_content(request: Request, storage: Storage, content: Content) -> Response:
+def answer_content(request: Request, section: Section, content: Content) -> Response:
     """Return 200, 206 or 304; raises PreconditionFailed (412) and RangeNotSatisfiable (416)."""
     given = {name: request.headers.get(name) for name in ("if-match", "if-none-match", "if-range", "range")}
     headers = {
@@ -62,9 +62,10 @@ def answer_content(request: Request, storage: Storage, content: Content) -> Resp
     status = 206 if part else 200
     if request.scope.get(HEAD_ONLY):
         return Response(status_code=status, headers=headers, media_type=content.media_type)
-    chunks: Iterable[bytes] = storage.open(content.sha256, start, end)
-    if not part:
-        chunks = _verify(chunks, content)
+    if part:
+        chunks = section.open(content.sha256, start, end)
+    else:
+        chunks = begin(section.read(content.sha256, content.size_bytes))
     return StreamingResponse(chunks, status, headers, media_type=content.media_type)
 
 
@@ -88,6 +89,12 @@ def parse_range(header: str, size_bytes: int) -> tuple[int, int] | None:
     return start, end
 
 
+def begin(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Have the first chunk before the answer begins: a small file that is damaged is a problem, not half an answer."""
+    first = next(chunks, b"")
+    return chain([first], chunks) if first else chunks
+
+
 def _matches(header: str, etag: str, *, weak: bool) -> bool:
     if header.strip() == "*":
         return True
@@ -95,20 +102,3 @@ def _matches(header: str, etag: str, *, weak: bool) -> bool:
         if f'"{tag}"' == etag and (weak or not is_weak):
             return True
     return False
-
-
-def _verify(chunks: Iterable[bytes], content: Content) -> Iterator[bytes]:
-    """Pass the bytes on, the last of them only when all were right: rotten bytes never look like a complete file."""
-    digest = hashlib.sha256()
-    num_bytes = 0
-    held = b""
-    for chunk in chunks:
-        if held:
-            yield held
-        digest.update(chunk)
-        num_bytes += len(chunk)
-        held = chunk
-    if num_bytes != content.size_bytes or digest.hexdigest() != content.sha256:
-        raise StorageCorrupt(f"blob {content.sha256} holds {num_bytes} bytes with digest {digest.hexdigest()}")
-    if held:
-        yield held

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.api.cursors import Cursor, Limit, read_page
+from app.api.downloads import begin
 from app.api.frame import HEAD_ONLY
 from app.api.idempotency import Answer, IdempotencyKey, answer_once, parse_key
 from app.api.job_views import JobPage, JobView, NeedsView, WaitView, describe_job, describe_needs, describe_wait
@@ -39,6 +40,7 @@ from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
 from app.recipes.needs import Needs
 from app.recipes.recipe import Format, Recipe
+from app.storage import owner_storage
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -278,7 +280,8 @@ def get_logs(
     headers = {"Content-Length": str(row.size_bytes), "X-Attempt": str(row.attempt)}
     if request.scope.get(HEAD_ONLY):
         return Response(headers=headers, media_type="text/plain")
-    return StreamingResponse(service.storage.open(row.sha256), headers=headers, media_type="text/plain")
+    chunks = owner_storage(service.storage, owner).read(row.sha256, row.size_bytes)
+    return StreamingResponse(begin(chunks), headers=headers, media_type="text/plain")
 
 
 def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:

@@ -15,9 +15,11 @@ from app.api.uploads import REQUEST_BODY, Name, receive_blob
 from app.api.views import ErrorView, SelfLink, View
 from app.db.tables import ModelRow
 from app.errors import InvalidRequest, Problem
+from app.files import hold
 from app.jobs.uploads import add_model, delete_upload, get_upload
 from app.recipes.architectures import MAX_TEXT, UnknownArchitecture, parse_architecture
 from app.recipes.facts import ModelFacts
+from app.storage import owner_storage
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -95,10 +97,12 @@ async def upload_model(
 ) -> ModelView:
     """Upload a model: the body is the file, streamed. It is checked in a sandbox before it can be used."""
     check_architecture(format, architecture)
-    blob = await receive_blob(request, service.storage, service.settings.max_model_bytes)
+    section = owner_storage(service.storage, owner)
+    blob = await receive_blob(request, section, service.settings.max_model_bytes)
 
     def add() -> ModelView:
         with service.database.session() as session:
+            hold(session, section, [blob])
             row = add_model(
                 session,
                 service.settings,

@@ -6,7 +6,7 @@ from fastapi import Query, Request
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import InvalidRequest, Problem, TooLarge, UnsupportedFormat
-from app.storage import Blob, BlobWriter, Storage
+from app.storage import Blob, BlobWriter, Section
 from app.storage.base import CHUNK_BYTES
 
 Name = Annotated[
@@ -31,7 +31,7 @@ REQUEST_BODY = {
 """For the API description: the endpoint reads the stream itself."""
 
 
-async def receive_blob(request: Request, storage: Storage, max_bytes: int) -> Blob:
+async def receive_blob(request: Request, section: Section, max_bytes: int) -> Blob:
     """Store the request's body."""
     if request.headers.get("content-type", "").lower().startswith("multipart/"):
         raise UnsupportedFormat(
@@ -40,7 +40,7 @@ async def receive_blob(request: Request, storage: Storage, max_bytes: int) -> Bl
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise TooLarge(f"the body has {int(declared)} bytes; the limit is {max_bytes}")
-    writer = await run_in_threadpool(storage.writer)
+    writer = await run_in_threadpool(section.writer)
     try:
         num_bytes = await _receive(request, writer, max_bytes)
         if num_bytes == 0:

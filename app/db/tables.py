@@ -47,7 +47,7 @@ class ModelRow(Base):
     state: Mapped[str] = mapped_column(String(20))
     """checking, ready or rejected."""
     size_bytes: Mapped[int]
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
     facts: Mapped[JsonValue | None]
     """ModelFacts, once ready."""
     error: Mapped[JsonValue | None]
@@ -72,7 +72,7 @@ class DatasetRow(Base):
     format: Mapped[str] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(20))
     size_bytes: Mapped[int]
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
     facts: Mapped[JsonValue | None]
     """DatasetFacts, once ready."""
     error: Mapped[JsonValue | None]
@@ -178,7 +178,7 @@ class ArtifactRow(Base):
     name: Mapped[str] = mapped_column(String(100))
     media_type: Mapped[str] = mapped_column(String(100))
     size_bytes: Mapped[int]
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
     epoch: Mapped[int]
     created_at: Mapped[datetime]
     __table_args__ = (UniqueConstraint("job_id", "name"),)
@@ -222,7 +222,7 @@ class LogRow(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
     size_bytes: Mapped[int]
-    sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime]
 
 

@@ -4,7 +4,6 @@ from app.jobs.advance import advance_parents
 from app.jobs.checkpoints import (
     Place,
     StoredCheckpoint,
-    checkpoint_storage,
     delete_bytes,
     find_newest,
     record_checkpoint,
@@ -21,6 +20,7 @@ from app.jobs.order import count_ahead
 from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
 from app.jobs.parents import name_parts
 from app.jobs.reap import reap_expired
+from app.jobs.retention import forget_files
 from app.jobs.submit import submit_job, validate_submission
 from app.jobs.waiting import Wait, explain_wait, note_waits
 from app.jobs.wake import wake_workers
@@ -53,7 +53,6 @@ __all__ = [
     "cancel_job",
     "capacity_of",
     "check_move",
-    "checkpoint_storage",
     "claim",
     "claim_next",
     "confirm_cancelled",
@@ -66,6 +65,7 @@ __all__ = [
     "explain_wait",
     "fail",
     "find_newest",
+    "forget_files",
     "forget_workers",
     "get_job",
     "heartbeat",

@@ -12,6 +12,7 @@ from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import ArtifactRow, JobRow
 from app.errors import PareError
+from app.files import hold
 from app.ids import new_id
 from app.jobs.distillation import DistillationPlan
 from app.jobs.endings import end_cancelled, end_failed
@@ -21,7 +22,7 @@ from app.jobs.parents import Ending, Outlook, Parts, PartsPlan, cancel_parts, qu
 from app.recipes.pipelines import Distillation
 from app.recipes.plan import EngineError
 from app.settings import Settings
-from app.storage.base import Blob, Storage
+from app.storage import Blob, Storage, owner_storage
 
 PROGRESS_STEP = 0.02
 """Progress smaller than this, of nothing but running parts, is no event."""
@@ -77,13 +78,17 @@ def advance_parent(database: Database, settings: Settings, storage: Storage, job
     """Do what comes next for one parent; return whether anything did. Safe to run in many places at once."""
     with database.session() as session:
         ending = _advance(session, settings, job_id)
+        owner = session.scalar(select(JobRow.owner).where(JobRow.id == job_id))
     if isinstance(ending, bool):
         return ending
+    assert owner is not None, "locked, and not deleted since"
+    section = owner_storage(storage, owner)
     # A slow disk must not hold the database. Parts that are over do not change, so the report stays right.
-    with storage.writer() as writer:
+    with section.writer() as writer:
         writer.write(ending.report.encode())
         report = writer.commit()
     with database.session() as session:
+        hold(session, section, [report])
         job = _lock(session, job_id)
         return job is not None and _succeed(session, job, ending, report)
 

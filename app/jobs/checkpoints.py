@@ -17,7 +17,7 @@ from app.db.tables import CheckpointRow
 from app.errors import PareError
 from app.jobs.events import change_with_event
 from app.jobs.lifecycle import held
-from app.storage.base import Blob, Storage
+from app.storage import Blob, Storage, checkpoint_storage
 
 NUM_KEPT = 2
 """Of a job: the newest, and the one before in case that is damaged."""
@@ -42,11 +42,6 @@ class StoredCheckpoint:
     blob: Blob
     seq: int | None = None
     """None until it is recorded."""
-
-
-def checkpoint_storage(storage: Storage, job_id: str) -> Storage:
-    """Return the section of storage that holds the checkpoints of a job and nothing else."""
-    return storage.section(f"checkpoints/{job_id}")
 
 
 def record_checkpoint(session: Session, job_id: str, epoch: int, checkpoint: StoredCheckpoint) -> list[str] | None:

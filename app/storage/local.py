@@ -1,14 +1,13 @@
 """Blobs as plain files in one directory tree.
 
-    blobs/ab/abcd...     the bytes whose SHA-256 is abcd...
-    incoming/<random>    bytes on their way in
-    sections/<name>/...  the same again, apart from all else
+    blobs/<section>/ab/abcd...      the bytes whose SHA-256 is abcd...
+    quarantine/<section>/abcd...    bytes that were found not to be those
+    incoming/<random>               bytes on their way in
 
 Plain files and not obstore's local store: that one does not flush files and directories to disk before it renames, nor
 hash what it writes, and both are promises here.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -16,33 +15,73 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
-from app.errors import BlobMissing, StorageCorrupt, StorageFull, Unavailable
-from app.storage.base import CHUNK_BYTES, Blob
+from app.errors import BlobMissing, StorageCorrupt
+from app.storage.base import CHUNK_BYTES, Blob, Section, StoredBlob
+from app.storage.disk import digest_file, flush_directory, translated, write_all, write_new_file
+from app.storage.sections import SECTION
 
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SHA256 = re.compile(r"[0-9a-f]{64}")
-SECTION = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")
+TIDY_SECONDS = 3600.0
+"""A writer has made a younger directory a moment ago, and is about to put a blob there."""
 
 
 class LocalStorage:
     """A directory that holds blobs."""
 
-    def __init__(self, directory: Path, *, is_section: bool = False) -> None:
-        self._directory, self._is_section = directory, is_section
-        self._blobs = directory / "blobs"
-        self._incoming = directory / "incoming"
-        with _translated():
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            self._incoming.mkdir(exist_ok=True)
+    def __init__(self, directory: Path, reserve_bytes: int = 0) -> None:
+        self.blobs, self.incoming, self.quarantine = (directory / name for name in ("blobs", "incoming", "quarantine"))
+        self.reserve_bytes = reserve_bytes
+        with translated():
+            self.blobs.mkdir(parents=True, exist_ok=True)
+            self.incoming.mkdir(exist_ok=True)
+
+    def section(self, name: str) -> "LocalSection":
+        """Return a section."""
+        assert SECTION.fullmatch(name), f"{name!r} is no name of a section"
+        return LocalSection(self, name)
+
+    def sections(self) -> Iterator[str]:
+        """Yield the names of the sections that hold something."""
+        with translated():
+            names = sorted(f"{path.parent.name}/{path.name}" for path in self.blobs.glob("*/*/"))
+        yield from (name for name in names if SECTION.fullmatch(name))
+
+    def remove_abandoned(self, older_than_seconds: float) -> int:
+        """Remove what writers that died left behind; return how many."""
+        return _remove_old(self.incoming.iterdir(), older_than_seconds)
+
+    def remove_quarantined(self, older_than_seconds: float) -> int:
+        """Remove what was put into quarantine that long ago; return how many."""
+        return _remove_old(self.quarantine.glob("*/*/*"), older_than_seconds)
+
+    def ping(self) -> None:
+        """Raise StorageFull or Unavailable unless bytes can be written."""
+        with self.section("owners/ping").writer() as writer:
+            writer.write(b"ping")
+
+
+class LocalSection(Section):
+    """The blobs of one section."""
+
+    def __init__(self, storage: LocalStorage, name: str) -> None:
+        self._name = name
+        self._storage = storage
+        self._directory = storage.blobs / name
+
+    @property
+    def name(self) -> str:
+        """The section's name."""
+        return self._name
 
     def writer(self) -> "LocalBlobWriter":
         """Start a new blob."""
-        with _translated():
-            return LocalBlobWriter(self._incoming / secrets.token_hex(16), self._place)
+        with translated():
+            path = self._storage.incoming / secrets.token_hex(16)
+            return LocalBlobWriter(path, self._place, self._storage.reserve_bytes)
 
     def put_file(self, path: Path) -> Blob:
         """Store a file's bytes."""
@@ -59,72 +98,77 @@ class LocalStorage:
 
     def download(self, sha256: str, size_bytes: int, path: Path) -> None:
         """Copy to a new file, verified."""
-        digest = hashlib.sha256()
-        num_bytes = 0
-        chunks = self.open(sha256)
-        with _translated(), path.open("xb", buffering=0) as target:
-            try:
-                for chunk in chunks:
-                    digest.update(chunk)
-                    num_bytes += len(chunk)
-                    _write_all(target, chunk)
-                if num_bytes != size_bytes or digest.hexdigest() != sha256:
-                    raise StorageCorrupt(
-                        f"blob {sha256} of {size_bytes} bytes holds {num_bytes} bytes with digest {digest.hexdigest()}"
-                    )
-            except BaseException:
-                path.unlink()
-                raise
+        write_new_file(path, self.read(sha256, size_bytes))
 
-    def exists(self, sha256: str) -> bool:
-        """Whether the blob is here."""
-        return self._place(sha256).exists()
+    def find(self, sha256: str) -> StoredBlob | None:
+        """Return the blob, None where there is none."""
+        with translated():
+            try:
+                status = self._place(sha256).stat()
+            except FileNotFoundError:
+                return None
+        return StoredBlob(sha256, status.st_size, time.time() - status.st_mtime)
+
+    def blobs(self) -> Iterator[StoredBlob]:
+        """Yield every blob."""
+        with translated():
+            names = sorted(path.name for path in self._directory.glob("??/*"))
+        for name in names:
+            if SHA256.fullmatch(name) and (blob := self.find(name)) is not None:
+                yield blob
 
     def delete(self, sha256: str) -> None:
         """Remove the blob; does nothing where there is none."""
-        self._place(sha256).unlink(missing_ok=True)
+        with translated():
+            self._place(sha256).unlink(missing_ok=True)
 
-    def section(self, name: str) -> "LocalStorage":
-        """Return a store of its own within this one."""
-        assert SECTION.fullmatch(name), f"{name!r} is no name of a section"
-        return LocalStorage(self._directory / "sections" / name, is_section=True)
+    def quarantine(self, sha256: str) -> bool:
+        """Put a blob aside unless its bytes are right."""
+        place, aside = self._place(sha256), self._storage.quarantine / self._name / sha256
+        with translated():
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            # Moved before it is read again: whoever stores the right bytes meanwhile replaces nothing that is moved.
+            try:
+                place.replace(aside)
+            except FileNotFoundError:
+                return False
+            if digest_file(aside) == sha256:
+                aside.replace(place)
+                return False
+            os.utime(aside)
+        return True
 
     def clear(self) -> None:
         """Remove every blob of this section, for good."""
-        assert self._is_section, "the whole store is never cleared"
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def remove_abandoned(self, older_than_seconds: float) -> int:
-        """Remove what writers that died left behind; return how many."""
-        oldest = time.time() - older_than_seconds
-        num_removed = 0
-        for path in self._incoming.iterdir():
-            with suppress(FileNotFoundError):  # its writer finished just now
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
-                    num_removed += 1
-        return num_removed
-
-    def ping(self) -> None:
-        """Raise StorageFull or Unavailable unless bytes can be written."""
-        with self.writer() as writer:
-            writer.write(b"ping")
+    def tidy(self) -> None:
+        """Remove directories that have been empty for a while."""
+        oldest = time.time() - TIDY_SECONDS
+        for directory in (*self._directory.glob("??"), self._directory):
+            with suppress(OSError):  # it is not empty, or it is gone
+                if directory.stat().st_mtime < oldest:
+                    directory.rmdir()
 
     def _place(self, sha256: str) -> Path:
         assert SHA256.fullmatch(sha256), f"{sha256!r} is no SHA-256"
-        return self._blobs / sha256[:2] / sha256
+        return self._directory / sha256[:2] / sha256
 
     def _read(self, sha256: str, start: int, end: int | None) -> Iterator[bytes]:
-        try:
-            file = self._place(sha256).open("rb", buffering=0)
-        except FileNotFoundError as error:
-            raise BlobMissing(f"blob {sha256} is not in storage") from error
+        with translated():
+            try:
+                file = self._place(sha256).open("rb", buffering=0)
+            except FileNotFoundError as error:
+                if (self._storage.quarantine / self._name / sha256).exists():
+                    raise StorageCorrupt(f"blob {sha256} was found damaged and is in quarantine") from error
+                raise BlobMissing(f"blob {sha256} is not in storage") from error
         with file:
             yield b""
             file.seek(start)
             remaining = end - start if end is not None else None
             while remaining is None or remaining > 0:
-                chunk = file.read(CHUNK_BYTES if remaining is None else min(CHUNK_BYTES, remaining))
+                with translated():
+                    chunk = file.read(CHUNK_BYTES if remaining is None else min(CHUNK_BYTES, remaining))
                 if not chunk:
                     return
                 if remaining is not None:
@@ -135,17 +179,18 @@ class LocalStorage:
 class LocalBlobWriter:
     """A blob on its way in."""
 
-    def __init__(self, path: Path, place: Callable[[str], Path]) -> None:
+    def __init__(self, path: Path, place: Callable[[str], Path], reserve_bytes: int = 0) -> None:
         self._path = path
         self._place = place
+        self._reserve_bytes = reserve_bytes
         self._file = path.open("xb", buffering=0)
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Append; raises StorageFull where there is no space."""
-        with _translated():
-            _write_all(self._file, data)
+        with translated():
+            write_all(self._file, data, self._reserve_bytes)
         self._digest.update(data)
         self._size_bytes += len(data)
 
@@ -153,14 +198,16 @@ class LocalBlobWriter:
         """Make the bytes durable and visible, all or nothing."""
         blob = Blob(self._digest.hexdigest(), self._size_bytes)
         target = self._place(blob.sha256)
-        with _translated():
+        with translated():
             os.fsync(self._file.fileno())
             self._file.close()
-            target.parent.mkdir(exist_ok=True)
-            _flush_directory(target.parent.parent)  # even if another writer just made it, it may not be on disk yet
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Section and shard: even if another writer just made them, they may not be on disk yet.
+            for directory in (target.parents[3], target.parents[2], target.parents[1]):
+                flush_directory(directory)
             # Replacing a blob with the same bytes keeps one copy, and heals one that has rotted.
             self._path.replace(target)
-            _flush_directory(target.parent)
+            flush_directory(target.parent)
         return blob
 
     def abort(self) -> None:
@@ -175,27 +222,13 @@ class LocalBlobWriter:
         self.abort()
 
 
-def _write_all(file: BinaryIO, data: bytes | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
-
-
-def _flush_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError:
-        raise  # the caller named a file that is there: its mistake
-    except OSError as error:
-        if error.errno in NO_SPACE:
-            raise StorageFull(f"no space left in storage ({error.strerror})") from error
-        raise Unavailable(f"storage does not work ({error.strerror})") from error
+def _remove_old(paths: Iterator[Path], older_than_seconds: float) -> int:
+    oldest = time.time() - older_than_seconds
+    num_removed = 0
+    with translated():
+        for path in paths:
+            with suppress(FileNotFoundError):  # its writer finished just now
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+                    num_removed += 1
+    return num_removed

@@ -27,7 +27,7 @@ from app.recipes.facts import ColumnFacts, DatasetFacts, ModelFacts, TensorFacts
 from app.recipes.metrics import Metrics
 from app.recipes.plan import ArtifactFile, EngineError, EngineResult, Progress
 from app.settings import Settings
-from app.storage import Storage, open_storage
+from app.storage import Storage, open_storage, owner_storage
 from app.storage.base import Blob
 from pare.client import Client
 
@@ -104,7 +104,7 @@ class Hands:
             assert succeed(session, held, result, blobs, ("bubblewrap",), log)
 
     def _store(self, content: bytes) -> Blob:
-        with self.storage.writer() as writer:
+        with owner_storage(self.storage, "local").writer() as writer:
             writer.write(content)
             return writer.commit()
 

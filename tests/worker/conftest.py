@@ -22,7 +22,7 @@ from app.ids import new_id
 from app.jobs import JobNeeds, list_workers
 from app.jobs.checks import queue_job
 from app.settings import Settings
-from app.storage import Storage, open_storage
+from app.storage import Storage, open_storage, owner_storage
 from worker.broker import EmbeddedBroker
 from worker.children import Child
 from worker.sandbox.detect import detect
@@ -80,7 +80,7 @@ class Bench:
         recipe: dict[str, object] | None = None,
     ) -> str:
         """Queue a job whose engine does these acts; return its id."""
-        with self.storage.writer() as writer:
+        with owner_storage(self.storage, "local").writer() as writer:
             writer.write(json.dumps(acts).encode())
             blob = writer.commit()
         with self.database.session() as session:

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import select
 
 from app.db.tables import CheckpointRow, EventRow, JobRow
-from app.jobs import Place, StoredCheckpoint, checkpoint_storage, record_checkpoint, retry_job
-from app.storage import Blob
+from app.jobs import Place, StoredCheckpoint, record_checkpoint, retry_job
+from app.storage import Blob, checkpoint_storage, owner_storage
 from tests.worker.conftest import Bench, wait_until
 from worker.slot import Slot
 
@@ -40,7 +40,7 @@ def events_of(bench: Bench, job_id: str, kind: str) -> list[dict[str, Any]]:
 
 
 def files_of(bench: Bench, job_id: str) -> list[Path]:
-    folder = bench.settings.data_dir / "store" / "sections" / "checkpoints" / job_id / "blobs"
+    folder = bench.settings.data_dir / "store" / "blobs" / "checkpoints" / job_id
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
@@ -240,8 +240,9 @@ def test_memory_that_runs_out_elsewhere_is_not_tried_again(bench: Bench, slot: S
 
 def test_the_section_of_one_job_is_not_that_of_another(bench: Bench) -> None:
     one, other = (checkpoint_storage(bench.storage, name) for name in ("job_a", "job_b"))
-    for storage in (one, other, bench.storage):
-        with storage.writer() as writer:
+    owned = owner_storage(bench.storage, "job_a")
+    for section in (one, other, owned):
+        with section.writer() as writer:
             writer.write(b"same")
             blob = writer.commit()
 
@@ -249,4 +250,4 @@ def test_the_section_of_one_job_is_not_that_of_another(bench: Bench) -> None:
 
     assert not checkpoint_storage(bench.storage, "job_a").exists(blob.sha256)
     assert other.exists(blob.sha256)
-    assert bench.storage.exists(blob.sha256)
+    assert owned.exists(blob.sha256)

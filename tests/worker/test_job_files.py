@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from app.jobs import Claim, StoredFile
-from app.storage import Storage, open_storage
+from app.storage import Section, open_storage, owner_storage
 from worker.job_files import place_inputs
 
 
-def store(storage: Storage, id: str, content: bytes, format: str, architecture: str | None = None) -> StoredFile:
+def store(storage: Section, id: str, content: bytes, format: str, architecture: str | None = None) -> StoredFile:
     with storage.writer() as writer:
         writer.write(content)
         blob = writer.commit()
@@ -15,7 +15,7 @@ def store(storage: Storage, id: str, content: bytes, format: str, architecture: 
 
 
 def test_model_teachers_and_datasets_get_names_of_their_own(tmp_path: Path) -> None:
-    storage = open_storage((tmp_path / "store").as_uri())
+    storage = owner_storage(open_storage((tmp_path / "store").as_uri()), "local")
     model = store(storage, "mdl_" + "m" * 26, b"the student", "pt2")
     teachers = (
         store(storage, "mdl_" + "t" * 26, b"a teacher", "safetensors", "mlp"),

@@ -13,6 +13,7 @@ from sqlalchemy import select, update
 
 from app.db.tables import ArtifactRow, EventRow, JobRow, LogRow, ModelRow
 from app.jobs import cancel_job
+from app.storage import owner_storage
 from tests.worker.conftest import Bench, find_processes, wait_until
 from worker import attempt
 from worker.sandbox.launch import remove_directory
@@ -37,7 +38,7 @@ def read_log(bench: Bench, job_id: str, attempt: int = 1) -> bytes:
     with bench.database.read() as session:
         log = session.get(LogRow, (job_id, attempt))
         assert log is not None
-    return b"".join(bench.storage.open(log.sha256))
+    return b"".join(owner_storage(bench.storage, "local").open(log.sha256))
 
 
 @pytest.mark.parametrize("isolation", ["bubblewrap", "namespaces", "none"])
@@ -53,7 +54,7 @@ def test_a_job_succeeds_in_each_isolation(bench: Bench, open_slots: Slots, isola
         stages = [
             e.data["stage"] for e in session.scalars(select(EventRow).order_by(EventRow.seq)) if e.kind == "progress"
         ]
-    assert b"".join(bench.storage.open(artifact.sha256)) == b"the bytes"
+    assert b"".join(owner_storage(bench.storage, "local").open(artifact.sha256)) == b"the bytes"
     assert stages == ["started", "step"]
 
 
@@ -337,6 +338,19 @@ def test_a_corrupt_upload_is_not_run(bench: Bench, slot: Slot) -> None:
     assert job.state == "failed"
     assert job.error is not None
     assert job.error["code"] == "blob_missing"
+
+
+def test_an_upload_that_rotted_fails_the_job_and_is_put_aside(bench: Bench, slot: Slot) -> None:
+    job_id = bench.queue(["finish"])
+    (path,) = (bench.settings.data_dir / "store" / "blobs" / "owners").rglob("*/" + "?" * 64)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+    slot.supervisor.run(job_id)
+
+    job = bench.read(job_id)
+    assert (job.state, job.error and job.error["code"]) == ("failed", "integrity")
+    assert not path.exists()
+    assert len(list((bench.settings.data_dir / "store" / "quarantine").rglob(path.name))) == 1
 
 
 def test_directories_that_the_engine_locked_are_removed(bench: Bench, slot: Slot) -> None:

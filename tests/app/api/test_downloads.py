@@ -13,7 +13,7 @@ from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import ArtifactRow
 from app.ids import new_id
-from app.storage import Storage
+from app.storage import Storage, owner_storage
 from tests.app.jobs.world import World
 
 BODY = bytes(range(256)) * 8192 + b"end"  # more than two chunks of storage
@@ -29,7 +29,7 @@ class Artifact:
 
 
 def add_artifact(world: World, storage: Storage, body: bytes, database: Database, owner: str = "local") -> Artifact:
-    with storage.writer() as writer:
+    with owner_storage(storage, owner).writer() as writer:
         writer.write(body)
         blob = writer.commit()
     row = ArtifactRow(
@@ -168,7 +168,7 @@ def test_empty_file(client: TestClient, world: World, storage: Storage, sqlite_d
 
 
 def test_rotten_bytes_never_look_complete(live: httpx2.Client, artifact: Artifact, tmp_path: Path) -> None:
-    (path,) = (tmp_path / "store" / "blobs").rglob(artifact.sha256)
+    (path,) = (tmp_path / "store" / "blobs" / "owners" / "local").rglob(artifact.sha256)
     rotten = bytearray(BODY)
     rotten[7] ^= 1
     path.write_bytes(rotten)
@@ -177,7 +177,7 @@ def test_rotten_bytes_never_look_complete(live: httpx2.Client, artifact: Artifac
 
 
 def test_lost_bytes_are_503(client: TestClient, artifact: Artifact, storage: Storage) -> None:
-    storage.delete(artifact.sha256)
+    owner_storage(storage, "local").delete(artifact.sha256)
     answer = client.get(artifact.url)
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (503, "blob_missing", False)
 

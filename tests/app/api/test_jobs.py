@@ -7,10 +7,10 @@ from starlette.testclient import TestClient
 
 from app.db.clock import db_now
 from app.db.tables import JobRow, LogRow
-from app.jobs import Place, StoredCheckpoint, checkpoint_storage, record_checkpoint, record_resumed, register_worker
+from app.jobs import Place, StoredCheckpoint, record_checkpoint, record_resumed, register_worker
 from app.recipes.needs import Needs
 from app.recipes.pruning import PruneMagnitude
-from app.storage import Storage
+from app.storage import Storage, checkpoint_storage, owner_storage
 from tests.app.jobs.world import REFUSAL, World
 
 Both = tuple[TestClient, World]
@@ -262,7 +262,7 @@ def test_logs_of_each_attempt(client: TestClient, world: World, storage: Storage
     url = f"/v1/jobs/{job_id}/logs"
     assert client.get(url).json()["code"] == "log_not_found"
     for attempt in (1, 2):
-        with storage.writer() as writer:
+        with owner_storage(storage, "local").writer() as writer:
             writer.write(f"attempt {attempt}\n".encode())
             blob = writer.commit()
         with world.database.session() as session:

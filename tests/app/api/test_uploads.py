@@ -1,9 +1,7 @@
 """Uploads: streamed, hashed, limited, and gone without a trace when they fail."""
 
 import hashlib
-import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,9 +11,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.errors import StorageFull
-from app.main import create_app
-from app.settings import Settings
-from app.storage import open_storage
 from app.storage.local import LocalBlobWriter
 from tests.app.api.conftest import LIMIT_BYTES, wait_until
 from tests.app.jobs.world import World
@@ -195,17 +190,3 @@ def test_uploads_of_others_are_not_there(both: tuple[TestClient, World]) -> None
     assert client.get(f"/v1/models/{theirs}").status_code == 404
     assert client.delete(f"/v1/models/{theirs}").status_code == 404
     assert theirs not in client.get("/v1/models").text
-
-
-@pytest.mark.usefixtures("world")
-def test_what_a_killed_process_left_of_an_upload_goes_away(settings: Settings, tmp_path: Path) -> None:
-    open_storage(settings.storage_url)  # makes the folders
-    old, new = (LocalBlobWriter(tmp_path / "store" / "incoming" / name, Path) for name in ("old", "new"))
-    long_ago = time.time() - 25 * 3600
-    os.utime(tmp_path / "store" / "incoming" / "old", (long_ago, long_ago))
-
-    with TestClient(create_app(settings)):
-        wait_until(lambda: list_files(tmp_path) == ["new"])
-
-    old._file.close()
-    new.abort()

@@ -14,7 +14,7 @@ from app.recipes.metrics import Metrics
 from app.recipes.pipelines import Distillation
 from app.recipes.plan import ArtifactFile, EngineError, EngineResult
 from app.recipes.recipe import Recipe
-from app.storage import Blob, Storage
+from app.storage import Blob, Storage, owner_storage
 from tests.app.jobs.world import OWNER, REFUSAL, World, model_facts
 
 FILES = ("manifest.json", "model.onnx", "model.pt2", "report.md")
@@ -119,7 +119,7 @@ class PipelineWorld(World):
         if claim.action == "check_model":
             result, blobs = EngineResult(model=model_facts()), {}
         else:
-            with self.storage.writer() as writer:
+            with owner_storage(self.storage, OWNER).writer() as writer:
                 writer.write(f"{parent_id} {name}".encode())
                 blob = writer.commit()
             blobs = dict.fromkeys(FILES, blob)
@@ -142,7 +142,7 @@ class PipelineWorld(World):
             return {row.name: Blob(row.sha256, row.size_bytes) for row in rows}
 
     def read_text(self, job_id: str, name: str) -> str:
-        return b"".join(self.storage.open(self.artifacts(job_id)[name].sha256)).decode()
+        return b"".join(owner_storage(self.storage, OWNER).open(self.artifacts(job_id)[name].sha256)).decode()
 
     def count_jobs(self) -> int:
         with self.database.read() as session:
