@@ -20,6 +20,7 @@ from app.api import (
     models,
     problems,
     techniques,
+    webhooks,
     workers,
 )
 from app.api.frame import FrameMiddleware
@@ -70,7 +71,19 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
     if local_only:
         app.add_middleware(LocalityMiddleware, host=settings.host)
     app.add_middleware(CorrelationIdMiddleware)
-    for noun in (models, datasets, techniques, architectures, jobs, distillations, events, artifacts, workers, health):
+    for noun in (
+        models,
+        datasets,
+        techniques,
+        architectures,
+        jobs,
+        distillations,
+        events,
+        artifacts,
+        webhooks,
+        workers,
+        health,
+    ):
         app.include_router(noun.router)
     return app
 

@@ -62,6 +62,17 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1 * MIB, ge=1)
     """Largest JSON body."""
 
+    webhook_schemes: tuple[Literal["https", "http"], ...] = ("https",)
+    """Schemes that the URL of a webhook may have."""
+    webhook_ports: tuple[int, ...] = (443, 8443)
+    """Ports that webhooks may be sent to."""
+    webhook_networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    """Networks that are not public and that webhooks may be sent to nevertheless, for example ["10.1.2.0/24"]."""
+    webhook_interval_seconds: float = Field(0.5, gt=0)
+    """How often the dispatcher looks for messages to send to webhooks."""
+    webhook_kept_days: float = Field(30, gt=0)
+    """Messages to webhooks are kept for this long after their last attempt."""
+
     lease_seconds: float = Field(30, gt=0)
     """A worker that is silent for this long has lost its job."""
     heartbeat_seconds: float = Field(10, gt=0)

@@ -6,10 +6,13 @@ if TYPE_CHECKING:
     from pare.client import Client as Client
     from pare.errors import PareError as PareError
     from pare.result import Result as Result
+    from pare.webhooks import verify_webhook as verify_webhook
 
-__all__ = ["Client", "PareError", "Result"]
+__all__ = ["Client", "PareError", "Result", "verify_webhook"]
 
-_HOMES = {"Client": "pare.client", "Result": "pare.result", "PareError": "pare.errors"}
+_HOMES = {
+    "Client": "pare.client", "Result": "pare.result", "PareError": "pare.errors", "verify_webhook": "pare.webhooks",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import stamina.instrumentation
 import typer
 
-from pare.commands import datasets, jobs, models
+from pare.commands import datasets, jobs, models, webhooks
 from pare.commands.distill import distill
 from pare.commands.invocation import ExitCode, Format, Invocation, Url
 from pare.commands.serve import serve
@@ -43,6 +43,7 @@ def options(url: Url = None, output: Format = None) -> None:
 app.add_typer(models.app, name="models")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(distill)
 app.command()(techniques)
 app.command()(serve)

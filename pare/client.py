@@ -12,6 +12,7 @@ from pare.recipes import RecipeLike
 from pare.resources import Artifacts, Datasets, Jobs, Models, Techniques, Workers
 from pare.result import Result
 from pare.transport import Transport
+from pare.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ class Client:
         self.distillations = Distillations(self.transport)
         self.techniques = Techniques(self.transport)
         self.artifacts = Artifacts(self.transport)
+        self.webhooks = Webhooks(self.transport)
         self.workers = Workers(self.transport)
 
     @property

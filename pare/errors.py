@@ -16,6 +16,7 @@ PareError
   ExportFailed            torch.export could not make a program of the module
   DataUnusable            the data cannot be uploaded or bound to the model's inputs
   WaitTimeout             it did not finish in the time that was given
+  WebhookInvalid          a message to a webhook is forged, changed or too old
   UsageError              the call itself makes no sense
   SetupMissing            an optional package is not installed
 """
@@ -193,6 +194,17 @@ class WaitTimeout(PareError):
             code="wait_timeout",
             fix="It goes on in the service; wait again, or longer.",
             retryable=True,
+        )
+
+
+class WebhookInvalid(PareError):
+    """A message to a webhook is forged, changed or too old."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(
+            detail,
+            code="webhook_invalid",
+            fix="Do nothing with it; answer 401. If it should be genuine, compare the secret and this machine's clock.",
         )
 
 

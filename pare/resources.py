@@ -126,13 +126,17 @@ class Jobs:
         priority: int | None = None,
         deadline_seconds: int | None = None,
         needs: dict[str, Any] | None = None,
+        webhook_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Submit a job. It exists once, however often a broken connection made us ask: the request carries a key.
 
         `needs` is what the worker must have that runs it, for example {"device": "gpu", "memory_bytes": 2**34}.
+        `webhook_id` names a webhook that hears of it.
         """
         body = _job_body(model_id, recipe, labels, priority, deadline_seconds, needs)
+        if webhook_id is not None:
+            body["webhook_id"] = webhook_id
         headers = {"Idempotency-Key": f'"{idempotency_key or uuid.uuid4()}"'}
         response = self._transport.request("POST", "/v1/jobs", json=body, headers=headers, repeatable=True)
         return read(Job, response.json())

@@ -1,6 +1,7 @@
 """`python -m worker.dispatch`: publish hints, wake idle workers, take jobs from workers that went silent.
 
-It also lets jobs that are made of others go on to their next part, and removes files that nothing needs any more.
+It also lets jobs that are made of others go on to their next part, sends webhooks, and removes files that nothing needs
+any more.
 
 Any number may run. All state is in the database; this process can be killed at any time.
 """
@@ -36,6 +37,10 @@ from app.logs import configure_logs
 from app.recipes.needs import DEVICE_KINDS, DeviceKind
 from app.settings import Settings, load_settings
 from app.storage import open_storage
+from app.webhooks.addresses import Destinations
+from app.webhooks.deliveries import forget_deliveries
+from app.webhooks.sending import Sender
+from worker.couriers import Couriers
 from worker.queues import name_queue
 
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.5, 10.0
@@ -70,6 +75,7 @@ class Dispatcher:
         self._settings = settings
         self._storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
         self._client, self._publish = make_publisher(settings.broker_url)
+        self._couriers = Couriers(database, Sender(Destinations(settings)))
         self.stopping = threading.Event()
 
     def run(self) -> None:
@@ -81,6 +87,7 @@ class Dispatcher:
             (self._sweep, min(self._settings.sweep_after_seconds / 4, 5.0)),
             (self._wake, self._settings.wake_interval_seconds),
             (self._note_waits, self._settings.wake_interval_seconds),
+            (self._send_webhooks, self._settings.webhook_interval_seconds),
             (self._forget, 60.0),
         ]
         if self._settings.collect_interval_seconds:
@@ -97,6 +104,7 @@ class Dispatcher:
                 raise RuntimeError(f"these duties ended: {', '.join(ended)}")
         for thread in threads:
             thread.join(5)
+        self._couriers.join(5)
         self._client.close()
 
     def _repeat(self, duty: Callable[[], bool], interval_seconds: float) -> None:
@@ -157,6 +165,9 @@ class Dispatcher:
             _log.info("whether a worker can run them has changed", job_ids=noted)
         return bool(noted)
 
+    def _send_webhooks(self) -> bool:
+        return self._couriers.send_due() > 0
+
     def _count_hints(self) -> dict[DeviceKind, int]:
         with self._client.connection_for_read() as connection:
             channel = connection.default_channel
@@ -173,6 +184,7 @@ class Dispatcher:
 
     def _forget(self) -> bool:
         with self._database.session() as session:
+            forget_deliveries(session, self._settings.webhook_kept_days * 24 * 3600)
             return forget_workers(session, self._settings.worker_seen_seconds * _FORGET_FACTOR) > 0
 
 

@@ -13,11 +13,11 @@ from pydantic import StringConstraints, TypeAdapter
 from sqlalchemy import Select, literal, select, tuple_
 from sqlalchemy.orm import Session
 
-from app.db.tables import DatasetRow, JobRow, ModelRow
+from app.db.tables import DatasetRow, DeliveryRow, JobRow, ModelRow, WebhookRow
 from app.db.types import UtcDateTime
 from app.errors import InvalidRequest, Problem
 
-Row = TypeVar("Row", ModelRow, DatasetRow, JobRow)
+Row = TypeVar("Row", ModelRow, DatasetRow, JobRow, WebhookRow, DeliveryRow)
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Items per page.")]
 Cursor = Annotated[

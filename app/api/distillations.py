@@ -60,6 +60,8 @@ class DistillationRequest(Spec):
     """Of all its parts, as for jobs."""
     deadline_seconds: int | None = Field(None, ge=1, le=31_536_000)
     """Time limit of all stages together; null takes the service's default for one job."""
+    webhook_id: str | None = Field(None, pattern=r"^whk_[a-z0-9]{26}$")
+    """A webhook that hears of this job, also one that hears of no others."""
 
 
 class DistillationDryRunView(View):
@@ -138,6 +140,7 @@ def post_distillation(
                 model_id=body.model_id,
                 request=body.distillation,
                 deadline_seconds=body.deadline_seconds,
+                webhook_id=body.webhook_id,
             )
         return JSONResponse(_estimate(body.distillation).model_dump(mode="json"))
 
@@ -151,6 +154,7 @@ def post_distillation(
             labels=body.labels,
             priority=body.priority,
             deadline_seconds=body.deadline_seconds,
+            webhook_id=body.webhook_id,
         )
         return 202, describe_one(session, service, job).model_dump_json()
 

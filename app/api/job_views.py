@@ -119,6 +119,8 @@ class JobView(View):
     """What it does, with all defaults filled in; null where it is made of parts."""
     parent_id: str | None
     """The job that it is a part of."""
+    webhook_id: str | None
+    """The webhook that it was submitted with; null without, and once that is deleted."""
     labels: dict[str, str]
     """Your notes."""
     priority: int
@@ -195,6 +197,7 @@ def describe_job(
             "isolation": row.isolation,
             "recipe": row.recipe if row.action == "optimize" else None,
             "parent_id": row.parent_id,
+            "webhook_id": row.webhook_id,
             "labels": row.labels,
             "priority": row.priority,
             "deadline_seconds": row.deadline_seconds,

@@ -75,6 +75,8 @@ class JobRequest(Spec):
     """Run time limit of one attempt; null takes the service's default."""
     needs: Needs = Needs()
     """What the worker must have that runs it; what is left out follows from the recipe."""
+    webhook_id: str | None = Field(None, pattern=r"^whk_[a-z0-9]{26}$")
+    """A webhook that hears of this job, also one that hears of no others."""
 
     @model_validator(mode="after")
     def _check_device(self) -> Self:
@@ -147,6 +149,7 @@ def post_job(
             priority=body.priority,
             deadline_seconds=body.deadline_seconds,
             needs=body.needs,
+            webhook_id=body.webhook_id,
         )
         return 202, describe_one(session, service, job).model_dump_json()
 
@@ -293,6 +296,7 @@ def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
             model_id=body.model_id,
             recipe=body.recipe,
             deadline_seconds=body.deadline_seconds,
+            webhook_id=body.webhook_id,
         )
         needs = derive_needs(body.recipe, body.needs)
         workers = list_workers(session, service.settings.worker_seen_seconds)

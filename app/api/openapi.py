@@ -23,6 +23,7 @@ TAGS = [
     {"name": "techniques", "description": "What can stand in a recipe."},
     {"name": "jobs", "description": "Requests to run a recipe on a model."},
     {"name": "artifacts", "description": "The files jobs made."},
+    {"name": "webhooks", "description": "Endpoints of yours that hear what happens to jobs."},
     {"name": "workers", "description": "The processes that run jobs."},
     {"name": "health", "description": "Whether the service works."},
 ]

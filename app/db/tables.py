@@ -100,6 +100,8 @@ class JobRow(Base):
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
     """check_dataset: the dataset to check. optimize: recipe.data.dataset_id."""
     evaluation_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    webhook_id: Mapped[str | None] = mapped_column(ForeignKey("webhooks.id", ondelete="SET NULL"))
+    """The endpoint that the job named: it hears of the job whatever else it hears of."""
     recipe: Mapped[JsonValue | None]
     """optimize: a Recipe. distill: a Distillation."""
     labels: Mapped[JsonValue]
@@ -212,6 +214,62 @@ class OutboxRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     created_at: Mapped[datetime]
+
+
+class WebhookRow(Base):
+    """An endpoint of an owner's that hears what happens to jobs."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40))
+    url: Mapped[str] = mapped_column(String(2048))
+    description: Mapped[str] = mapped_column(String(200))
+    events: Mapped[list[Any]]
+    """The types of messages that it takes."""
+    jobs: Mapped[str] = mapped_column(String(10))
+    """all: the owner's; named: those that name this endpoint."""
+    secret: Mapped[str] = mapped_column(String(100))
+    """As it was shown, because every message is signed with it."""
+    old_secret: Mapped[str | None] = mapped_column(String(100))
+    old_secret_until: Mapped[datetime | None]
+    """Until then messages are signed with the old secret as well."""
+    disabled_reason: Mapped[str | None] = mapped_column(String(40))
+    """Why nothing is sent: by_owner, or gone (it answered 410); null while it is enabled."""
+    created_at: Mapped[datetime]
+    __table_args__ = (Index("ix_webhooks_owner_created", "owner", "created_at", "id"),)
+
+
+class DeliveryRow(Base):
+    """A message to one endpoint, written in the transaction in which happened what it tells of."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    """The webhook-id: the same in every attempt."""
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    owner: Mapped[str] = mapped_column(String(40))
+    job_id: Mapped[str | None] = mapped_column(String(40))
+    """No foreign key: the message tells of the job even when that is deleted meanwhile."""
+    type: Mapped[str] = mapped_column(String(40))
+    body: Mapped[str] = mapped_column(Text)
+    """The bytes that are signed and sent, in every attempt the same."""
+    state: Mapped[str] = mapped_column(String(20))
+    """pending, delivered or failed."""
+    num_attempts: Mapped[int] = mapped_column(Integer)
+    """Of the current round, an attempt that is going on included; a redelivery begins another round."""
+    attempts: Mapped[list[Any]]
+    """What came of each attempt of all rounds: at, status, error, milliseconds. The newest are kept."""
+    due_at: Mapped[datetime | None]
+    """When the next attempt is made; null when none is."""
+    lease_until: Mapped[datetime | None]
+    """An attempt is going on; if it is not over by then, its process died."""
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index("ix_deliveries_state_due", "state", "due_at"),
+        Index("ix_deliveries_webhook_created", "webhook_id", "created_at", "id"),
+    )
 
 
 class LogRow(Base):

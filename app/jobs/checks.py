@@ -57,6 +57,7 @@ def queue_job(
     needs: JobNeeds | None = None,
     parent_id: str | None = None,
     part: str | None = None,
+    webhook_id: str | None = None,
 ) -> JobRow:
     """Insert a waiting job with its first event and, where a worker is to take it, its hint.
 
@@ -69,6 +70,7 @@ def queue_job(
         action=action,
         parent_id=parent_id,
         part=part,
+        webhook_id=webhook_id,
         model_id=model_id,
         dataset_id=dataset_id,
         evaluation_dataset_id=evaluation_dataset_id,

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.tables import EventRow, JobRow
+from app.webhooks.announce import announce
 
 
 class State(StrEnum):
@@ -71,7 +72,7 @@ def move(
     only_if: Iterable[ColumnElement[bool]] = (),
     values: dict[str, Any] | None = None,
 ) -> JobRow | None:
-    """Move a job and append its state event; return the new row, or None where it was in none of `sources`.
+    """Move a job, append its state event, tell webhooks; return the new row, or None where it was in no `sources`.
 
     One UPDATE does the check, the change and the numbering of the event, so of two movers at once one gets None.
     """
@@ -88,6 +89,7 @@ def move(
     if job is None:
         return None
     write_event(session, job, "state", describe_state(target, job.attempt, reason))
+    announce(session, job)
     return job
 
 

@@ -17,6 +17,7 @@ from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.needs import Needs
 from app.recipes.recipe import Recipe
 from app.settings import Settings
+from app.webhooks.endpoints import has_endpoint
 
 Upload = TypeVar("Upload", ModelRow, DatasetRow)
 
@@ -32,11 +33,19 @@ def submit_job(
     priority: int,
     deadline_seconds: int | None,
     needs: Needs | None = None,
+    webhook_id: str | None = None,
 ) -> JobRow:
     """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked."""
     require_isolation(session, settings.worker_seen_seconds)
     validate_submission(
-        session, settings, owner=owner, model_id=model_id, recipe=recipe, deadline_seconds=deadline_seconds, lock=True
+        session,
+        settings,
+        owner=owner,
+        model_id=model_id,
+        recipe=recipe,
+        deadline_seconds=deadline_seconds,
+        webhook_id=webhook_id,
+        lock=True,
     )
     data = recipe.data
     return queue_job(
@@ -52,6 +61,7 @@ def submit_job(
         deadline_seconds=deadline_seconds or settings.default_deadline_seconds,
         max_attempts=settings.max_attempts,
         needs=derive_needs(recipe, needs),
+        webhook_id=webhook_id,
     )
 
 
@@ -63,6 +73,7 @@ def validate_submission(
     model_id: str,
     recipe: Recipe,
     deadline_seconds: int | None,
+    webhook_id: str | None = None,
     lock: bool = False,
 ) -> ModelFacts:
     """Raise what `submit_job` would raise; return the model's facts. For dry runs.
@@ -73,6 +84,8 @@ def validate_submission(
     if deadline_seconds is not None and deadline_seconds > settings.max_deadline_seconds:
         limit = settings.max_deadline_seconds
         problems.append(Problem("/deadline_seconds", f"{deadline_seconds} is more than the service allows, {limit}"))
+    if webhook_id is not None and not has_endpoint(session, owner, webhook_id, lock=lock):
+        problems.append(Problem("/webhook_id", f"there is no webhook {webhook_id}"))
     model = _find(session, ModelRow, model_id, owner, lock)
     if model is None:
         problems.append(Problem("/model_id", f"there is no model {model_id}"))

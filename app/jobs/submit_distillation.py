@@ -30,11 +30,19 @@ def submit_distillation(
     labels: dict[str, str],
     priority: int,
     deadline_seconds: int | None,
+    webhook_id: str | None = None,
 ) -> JobRow:
     """Start a distillation, or raise InvalidRequest with every problem, or NotReady while an upload is checked."""
     require_isolation(session, settings.worker_seen_seconds)
     validate_distillation(
-        session, settings, owner=owner, model_id=model_id, request=request, deadline_seconds=deadline_seconds, lock=True
+        session,
+        settings,
+        owner=owner,
+        model_id=model_id,
+        request=request,
+        deadline_seconds=deadline_seconds,
+        webhook_id=webhook_id,
+        lock=True,
     )
     job = queue_job(
         session,
@@ -48,6 +56,7 @@ def submit_distillation(
         priority=priority,
         deadline_seconds=deadline_seconds or settings.default_deadline_seconds,
         max_attempts=1,
+        webhook_id=webhook_id,
     )
     return start_parent(session, job)
 
@@ -60,6 +69,7 @@ def validate_distillation(
     model_id: str,
     request: Distillation,
     deadline_seconds: int | None,
+    webhook_id: str | None = None,
     lock: bool = False,
 ) -> None:
     """Raise what `submit_distillation` would raise. Problems point into the request, not into recipes made of it."""
@@ -81,6 +91,7 @@ def validate_distillation(
                 model_id=model_id,
                 recipe=recipe,
                 deadline_seconds=deadline_seconds,
+                webhook_id=webhook_id,
                 lock=lock,
             )
         except InvalidRequest as refused:

@@ -44,6 +44,7 @@ def submit(
     num_devices: Annotated[int | None, typer.Option(min=0, help="GPUs that it has for itself.")] = None,
     memory_bytes: Annotated[int | None, typer.Option(min=0, help="Memory the worker must have for it.")] = None,
     num_threads: Annotated[int | None, typer.Option(min=1, help="CPU threads the worker must have for it.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="Id of a webhook that hears of the job.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never makes a second job.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the job until it has finished.")] = False,
@@ -85,6 +86,7 @@ def submit(
             priority=priority,
             deadline_seconds=deadline_seconds,
             needs=needs,
+            webhook_id=webhook,
             idempotency_key=idempotency_key,
         )
         if wait:

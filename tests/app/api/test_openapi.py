@@ -20,10 +20,10 @@ from app.settings import Settings
 
 JUDGED_BY_STATE = {
     "list_models", "list_datasets", "list_jobs", "submit_job", "submit_distillation", "download_artifact",
-    "upload_model",
+    "upload_model", "list_webhooks", "create_webhook", "change_webhook",
 }  # fmt: skip
-"""A schema cannot say which cursors were given out, which models there are, how long a file is, or which format needs
-an architecture."""
+"""A schema cannot say which cursors were given out, which models there are, how long a file is, which format needs an
+architecture, or which addresses are public."""
 
 
 def list_operations(description: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
