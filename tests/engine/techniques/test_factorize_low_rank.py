@@ -183,7 +183,6 @@ def test_the_errors_of_other_ranks_are_told_too(name: str, kind: str) -> None:
     for effects in by_layer.values():
         assert [effect.chosen for effect in effects].count(True) == 1
         assert len(effects) >= 2
-        sizes = [effect.weight_bytes for effect in effects]
         sizes = [effect.weight_bytes or 0 for effect in effects]
         errors = [effect.effect for effect in effects]
         assert errors == sorted(errors, reverse=True)
