@@ -102,6 +102,7 @@ def start(
     root = {"mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job}
     spec = {
         "root": {**root, "shared_proc": isolation.shared_proc, "devices": list(device_nodes)} if confined else None,
+        "outside": _own_namespaces() if isolation.isolates else {},
         "user": user,
         "limits": limits.as_rlimits(isolation),
         "landlock": _landlock(read, inside, isolation, device_nodes) if isolation.landlock else None,
@@ -135,6 +136,11 @@ def start(
     finally:
         os.close(control_read)
     return SandboxProcess(process, control_write)
+
+
+def _own_namespaces() -> dict[str, str]:
+    """Return the namespaces that a sandbox must not share with us."""
+    return {name: os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "net", "ipc", "uts")}  # noqa: PTH115
 
 
 def _landlock(read: list[str], inside: str, isolation: Isolation, device_nodes: Sequence[str]) -> dict[str, list[str]]:

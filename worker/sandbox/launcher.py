@@ -63,8 +63,19 @@ def _show(source: str, target: str, *, writable: bool, devices: bool = False) ->
     kernel.bind(source, target, writable=writable, devices=devices)
 
 
+def check_namespaces(outside: dict[str, str]) -> None:
+    """Raise OSError where a namespace is the supervisor's: what should have made ours did nothing.
+
+    As root, building the sandbox's root in there would take the root from the whole machine.
+    """
+    shared = [name for name, link in outside.items() if os.readlink(f"/proc/self/ns/{name}") == link]  # noqa: PTH115
+    if shared:
+        raise OSError(f"no namespaces of its own ({', '.join(shared)}): nothing is isolated")
+
+
 def confine(spec: dict[str, Any]) -> None:
     """Apply every layer the spec names to this process; all are inherited and none can be undone."""
+    check_namespaces(spec["outside"])
     if spec["root"] is not None:
         build_root(**spec["root"])
     os.umask(0o022)

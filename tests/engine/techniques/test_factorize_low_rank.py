@@ -184,6 +184,7 @@ def test_the_errors_of_other_ranks_are_told_too(name: str, kind: str) -> None:
         assert [effect.chosen for effect in effects].count(True) == 1
         assert len(effects) >= 2
         sizes = [effect.weight_bytes or 0 for effect in effects]
+        assert sizes == sorted(sizes)
         errors = [effect.effect for effect in effects]
         assert errors == sorted(errors, reverse=True)
     assert outcome.facts["largest_layer_error"] == max(each.effect for each in outcome.sensitivity if each.chosen)

@@ -1,5 +1,6 @@
 """What each isolation lets an engine do, found out from inside."""
 
+import ast
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from worker.sandbox import launcher
 from worker.sandbox.detect import detect
 from worker.sandbox.isolation import Isolation, Limits
 from worker.sandbox.launch import SandboxProcess, remove_directory, start
@@ -327,3 +329,20 @@ def test_only_the_device_nodes_it_was_given_can_be_opened(isolation: Isolation, 
         "number": Path(given).stat().st_rdev,
         "visible": "GPU-a,1",
     }, errors
+
+
+def test_nothing_is_mounted_in_the_namespaces_of_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `unshare` or `bwrap` that does nothing: as root, the new root would become that of the whole machine."""
+    entered: list[Any] = []
+    monkeypatch.setattr(launcher, "build_root", lambda **root: entered.append(root))
+    outside = {name: str(Path(f"/proc/self/ns/{name}").readlink()) for name in ("mnt", "pid")}
+    with pytest.raises(OSError, match=r"namespaces of its own \(mnt, pid\)"):
+        launcher.confine({"outside": outside, "root": {}})
+    assert not entered
+
+
+def test_a_sandbox_shares_no_namespace_with_us(isolation: Isolation, job: Path) -> None:
+    names = ("mnt", "pid", "net", "ipc", "uts")
+    done = run(isolation, job, f"import os; print([os.readlink(f'/proc/self/ns/{{n}}') for n in {names}])")
+    inside = ast.literal_eval(done.stdout)
+    assert not set(inside) & {str(Path(f"/proc/self/ns/{name}").readlink()) for name in names}
