@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     isolation: Literal["auto", "bubblewrap", "namespaces", "none"] = "auto"
     """How engine processes are isolated; auto takes the strongest that works here."""
     engine_memory_bytes: int = Field(8 * GIB, ge=256 * MIB)
-    """Memory limit of an engine process."""
+    """Memory limit of an engine process; the ranks of a parallel plan share it."""
     engine_threads: int = Field(default_factory=lambda: max(1, os.cpu_count() or 1), ge=1, le=1024)
     """Threads of an engine process for training and checks."""
     checkpoint_seconds: float = Field(120, ge=0)

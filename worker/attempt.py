@@ -112,7 +112,7 @@ class Attempt:
     def _try(self, *, split_batches: int) -> tuple[EngineProcess, Plan, EngineResult]:
         """Run the action in an engine of its own, from the newest checkpoint on."""
         held, settings = self._claim, self._supervisor.settings
-        engine = self._take_engine("work")
+        engine = self._take_engine("work", held.recipe.plan.num_ranks if held.recipe is not None else 1)
         inputs = place_inputs(engine.directory, held, self._section)
         resumable = held.action == "optimize"
         plan = Plan(
@@ -149,8 +149,8 @@ class Attempt:
         self._work(engine, plan.model_copy(update={"action": "verify", "artifacts": names, **left_out}))
         self._read(engine, "verify")
 
-    def _take_engine(self, purpose: str) -> EngineProcess:
-        engine = self._supervisor.standby.take(_START_SECONDS, give_up=self._must_end)
+    def _take_engine(self, purpose: str, num_ranks: int = 1) -> EngineProcess:
+        engine = self._supervisor.standby.take(_START_SECONDS, give_up=self._must_end, num_ranks=num_ranks)
         self._engines.append((purpose, engine))
         return engine
 

@@ -82,12 +82,15 @@ class EngineFactory:
     gpus: tuple[Gpu, ...] = ()
     """All that its engines see."""
 
-    def start(self) -> EngineProcess:
-        """Start one. The kernel ties it to the calling thread."""
+    def start(self, num_ranks: int = 1) -> EngineProcess:
+        """Start one. The kernel ties it to the calling thread.
+
+        With several ranks its processes may talk to each other, and each gets an equal share of the memory.
+        """
         directory = self.work / secrets.token_hex(8)
         limits = Limits(
             # CUDA reserves addresses for more than all memory: with a GPU, the container has to set the limit.
-            memory_bytes=None if self.gpus else self.settings.engine_memory_bytes,
+            memory_bytes=None if self.gpus else self.settings.engine_memory_bytes // num_ranks,
             file_bytes=self.settings.max_artifact_bytes,
             cpu_seconds=_MAX_CPU_SECONDS,
         )
@@ -102,6 +105,7 @@ class EngineFactory:
                 extra_readable=self.worker.engine_code,
                 visible_devices=[gpu.visible_as for gpu in self.gpus],
                 device_nodes=list_nodes(self.gpus),
+                loopback=num_ranks > 1,
             )
         except BaseException:
             log.close().unlink()

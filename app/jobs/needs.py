@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from app.db.tables import JobRow, WorkerRow
 from app.recipes.needs import DeviceKind, Needs
+from app.recipes.parallel import Parallel
 from app.recipes.recipe import Recipe
 
 _GIB = 1024**3
+RANK_MEMORY_BYTES = _GIB
+"""Below this a process that imports torch and trains anything at all does not fit."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,14 @@ def derive_needs(recipe: Recipe | None, asked: Needs | None = None) -> JobNeeds:
     asked = asked or Needs()
     implied: DeviceKind = "gpu" if recipe is not None and recipe.target.device == "cuda" else "cpu"
     device = asked.device or ("gpu" if asked.num_devices else implied)
+    plan = recipe.plan if recipe is not None else Parallel()
+    # A rank is a process with threads and memory of its own. It computes on the CPU: no plan needs more than one GPU.
+    memory = plan.num_ranks * RANK_MEMORY_BYTES if plan.num_ranks > 1 else 0
     return JobNeeds(
         device=device,
         num_devices=(asked.num_devices or 1) if device == "gpu" else 0,
-        memory_bytes=asked.memory_bytes or 0,
-        num_threads=asked.num_threads or 1,
+        memory_bytes=memory if asked.memory_bytes is None else asked.memory_bytes,
+        num_threads=asked.num_threads or plan.num_ranks * (plan.threads_per_rank or 1),
     )
 
 

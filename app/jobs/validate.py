@@ -72,6 +72,13 @@ def _check_training(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
                 point(STEPS, *place, "label_smoothing"),
                 f"smoothing is for classification; recipe.data.task is {task!r}",
             )
+        plan = settings.parallel
+        if plan is not None and plan.data * plan.microbatches > 1 and model.batch_size is not None:
+            yield Problem(
+                point(STEPS, *place, "parallel"),
+                f"the model takes exactly {model.batch_size} examples at a time, which {plan.describe()} cannot "
+                "divide; export it with a dynamic batch",
+            )
         if settings.augmentations and not any(len(tensor.shape) == 4 for tensor in model.inputs):
             shapes = [list(tensor.shape) for tensor in model.inputs]
             yield Problem(

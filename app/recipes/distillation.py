@@ -45,6 +45,16 @@ class Distill(TrainingSettings, BaseStep):
         return DataNeed.INPUTS
 
     @model_validator(mode="after")
+    def _check_plan(self) -> Self:
+        plan = self.parallel
+        if plan is not None and plan.tensor * plan.pipeline > 1 and (self.hidden_weight or self.attention_weight):
+            raise ValueError(
+                f"hidden_weight and attention_weight look into layers, which {plan.describe()} spreads over ranks; "
+                "use parallel.data alone"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_weights(self) -> Self:
         if self.soft_weight == self.hidden_weight == self.attention_weight == 0:
             raise ValueError(

@@ -20,9 +20,11 @@ class Needs(Spec):
     num_devices: int | None = Field(None, ge=0, le=1024)
     """GPUs that the job has for itself, all in one worker. Null: 1 on a GPU, none on a CPU."""
     memory_bytes: int | None = Field(None, ge=0, le=MAX_MEMORY_BYTES)
-    """Main memory that the worker must have for one job. Null: whatever it has."""
+    """Main memory that the worker must have for one job. Null: whatever it has, but 1 GiB at least
+    for each rank of a parallel plan; the ranks share out equally what it has."""
     num_threads: int | None = Field(None, ge=1, le=1024)
-    """CPU threads that the worker must have for one job. Null: 1."""
+    """CPU threads that the worker must have for one job. Null: those of all ranks of the recipe's largest parallel
+    plan, 1 without one."""
 
     @model_validator(mode="after")
     def _check_devices(self) -> Self:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipes.base import BaseStep, DataNeed, Items
-from app.recipes.training import TrainingSettings
+from app.recipes.training import InnerTraining
 
 _ZEROS_LOST = {
     "prune_structured": "removing channels afterwards would discard part of the zero pattern just chosen; "
@@ -48,7 +48,7 @@ class PruneStructured(BaseStep):
     """Training examples used to compensate."""
     num_iterations: int = Field(1, ge=1, le=100)
     """Remove in this many rounds, judging importance anew in each."""
-    training: TrainingSettings | None = None
+    training: InnerTraining | None = None
     """Training after every round but the last (add a `finetune` step for that); needs labels."""
     num_batches: int = Field(8, ge=1, le=1024)
     """Batches of data used by the Taylor criterion."""
@@ -86,7 +86,7 @@ class PruneMagnitude(BaseStep):
     """All at once, or in rounds with training between: cubic prunes early and slows down (Zhu and Gupta 2017)."""
     num_iterations: int = Field(5, ge=2, le=100)
     """Rounds of a gradual schedule."""
-    training: TrainingSettings | None = None
+    training: InnerTraining | None = None
     """Training after every round but the last of a gradual schedule (add a `finetune` step for that); needs labels."""
     skip_layers: Items[str] = Field((), max_length=1024)
     """Names of layers to leave dense."""

@@ -87,6 +87,15 @@ class QuantizeAwareTraining(TrainingSettings, BaseStep):
     def data_need(self) -> DataNeed:
         return DataNeed.LABELS
 
+    @model_validator(mode="after")
+    def _check_plan(self) -> Self:
+        if self.parallel is not None and self.parallel.tensor * self.parallel.pipeline > 1:
+            raise ValueError(
+                f"simulated rounding looks at whole batches and layers, which {self.parallel.describe()} divides; use "
+                "parallel.data alone"
+            )
+        return self
+
 
 class CodingStep(BaseStep):
     """A step that rewrites weights in fewer bits and leaves activations alone."""

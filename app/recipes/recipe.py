@@ -8,6 +8,7 @@ from app.recipes.base import BaseStep, DataNeed, Form, Items, Spec
 from app.recipes.data import Data
 from app.recipes.distillation import Distill
 from app.recipes.low_rank import FactorizeLowRank
+from app.recipes.parallel import Parallel
 from app.recipes.pruning import PruneMagnitude, PruneNM, PruneStructured, PruneWanda
 from app.recipes.quantization import (
     QuantizeAwareTraining,
@@ -19,7 +20,7 @@ from app.recipes.quantization import (
 )
 from app.recipes.sharing import ShareWeights
 from app.recipes.students import DeriveStudent, TakeStudent
-from app.recipes.training import Finetune, Train
+from app.recipes.training import Finetune, Train, TrainingSettings
 
 Step = Annotated[
     Train
@@ -179,6 +180,12 @@ class Recipe(Spec):
                 "outputs.formats"
             )
         return self
+
+    @property
+    def plan(self) -> Parallel:
+        """The parallel plan with the most ranks among the steps'; one of a single rank where no step has any."""
+        plans = [step.parallel for step in self.steps if isinstance(step, TrainingSettings) and step.parallel]
+        return max(plans, key=lambda plan: plan.num_ranks, default=Parallel())
 
     @property
     def form(self) -> Form:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipes.base import BaseStep, DataNeed, Items, Spec
+from app.recipes.parallel import Parallel
 
 
 class TrainingSettings(Spec):
@@ -44,11 +45,36 @@ class TrainingSettings(Spec):
     patience: int | None = Field(None, ge=1, le=1000)
     """Stop early after this many epochs without a better one (needs keep_best); null trains to the end."""
 
+    parallel: Parallel | None = None
+    """Spread the step over several processes; null: one. The weights are those of one process with the same batch,
+    up to rounding and to which activations dropout drops."""
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        if self.parallel is None:
+            return self
+        parts = self.parallel.data * self.parallel.microbatches
+        if self.batch_size < parts:
+            raise ValueError(
+                f"batch_size {self.batch_size} is less than data {self.parallel.data} x "
+                f"{self.parallel.microbatches} micro-batches: every part needs an example"
+            )
+        if self.accumulate > 1 and self.parallel.pipeline > 1:
+            raise ValueError("accumulate splits the batch, which a pipeline does already: set num_microbatches instead")
+        return self
+
     @model_validator(mode="after")
     def _check_patience(self) -> Self:
         if self.patience is not None and not self.keep_best:
             raise ValueError("patience counts the epochs without a better one, which only keep_best looks for")
         return self
+
+
+class InnerTraining(TrainingSettings):
+    """Training between the rounds of another technique, which runs in one process."""
+
+    parallel: None = None
+    """Rounds are not spread over processes; put a finetune step with `parallel` behind the pruning instead."""
 
 
 class Finetune(TrainingSettings, BaseStep):

@@ -50,6 +50,27 @@ def find_processes(marker: str) -> list[int]:
     return found
 
 
+def find_descendants(pid: int, marker: str) -> list[int]:
+    """Return the living processes below one whose command line holds the marker."""
+    parents: dict[int, int] = {}
+    marked: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                words = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if fields[0] != "Z" and words:
+                parents[int(entry.name)] = int(fields[1])
+                marked |= {int(entry.name)} if marker.encode() in words else set()
+    found, below = set[int](), {pid}
+    while below:
+        below = {each for each, parent in parents.items() if parent in below}
+        found |= below
+    return sorted(found & marked)
+
+
 def wait_until(condition: Callable[[], object], timeout_seconds: float = 90, what: str = "the condition") -> None:
     """Wait for a condition; fail after a generous time."""
     end = time.monotonic() + timeout_seconds

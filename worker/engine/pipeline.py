@@ -1,6 +1,7 @@
 """The action `optimize`: open the model, keep its baseline, run the steps, export, measure both, write artifacts."""
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -160,8 +161,8 @@ def _needs_original(recipe: Recipe) -> bool:
 
 def _open_teacher(plan: Plan, directory: Path, model_id: str) -> Program:
     teacher = next(each for each in plan.teachers if each.id == model_id)
-    scratch = directory / "tmp" / model_id
-    scratch.mkdir(exist_ok=True)
+    # A place of its own: the ranks of a parallel step open it at the same time.
+    scratch = Path(tempfile.mkdtemp(prefix=f"{model_id}_", dir=directory / "tmp"))
     return open_program(directory / "in" / teacher.file, scratch, teacher.format, teacher.architecture)
 
 

@@ -6,17 +6,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from app.recipes.metrics import StepMetrics
-from app.recipes.recipe import Recipe
+from app.recipes.recipe import Recipe, Step
+from app.recipes.training import TrainingSettings
 from worker.engine.checkpoints.keeper import Checkpoints
 from worker.engine.checkpoints.state import Checkpoint, Record
 from worker.engine.environment import seed_everything
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.size import count_packed_bytes, count_parameters
+from worker.engine.parallel.launch import run_parallel
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter, Stage
-from worker.engine.techniques.base import Context
+from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.registry import TECHNIQUES
 from worker.engine.training.examples import BoundExamples
 
@@ -76,7 +79,7 @@ def run_steps(
             open_original=open_original, open_teacher=open_teacher, checkpoints=inside, effects=record.effects,
         )  # fmt: skip
         started_at = time.perf_counter()
-        outcome = TECHNIQUES[step.kind].run(made.module, step, context)
+        outcome = _run(step, made.module, context)
         seconds = inside.seconds if inside is not None else time.perf_counter() - started_at
         made.program = outcome.program
         if isinstance(outcome.program, Program):
@@ -96,6 +99,14 @@ def _restore(resumed: Checkpoint, original: Program, directory: Path) -> Made:
     module = resumed.restore_program(original)
     onnx = resumed.restore_onnx(module, directory / "resumed.onnx")
     return Made(onnx or module, module, resumed.restore_record())
+
+
+def _run(step: Step, program: Program, context: Context) -> Outcome:
+    run: Callable[[Program, Any, Context], Outcome] = TECHNIQUES[step.kind].run
+    plan = step.parallel if isinstance(step, TrainingSettings) else None
+    if plan is None or plan.num_ranks == 1:
+        return run(program, step, context)
+    return run_parallel(step.kind, run, program, step, plan, context)
 
 
 def derive_seed(seed: int, index: int) -> int:

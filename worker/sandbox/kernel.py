@@ -1,8 +1,10 @@
 """Linux calls that the standard library lacks: mounts, Landlock, no-new-privileges, capabilities, seccomp."""
 
 import ctypes
+import fcntl
 import os
 import platform
+import socket
 import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -14,6 +16,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4
 _MNT_DETACH = 2
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV = 1, 2, 4
 _AT_RECURSIVE = 0x8000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_SECUREBITS = 1, 4, 24, 28
 _PR_SET_SECCOMP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 22, 36, 38
@@ -95,21 +98,35 @@ def enter_root(directory: str) -> None:
     os.chdir("/")
 
 
+def raise_loopback() -> None:
+    """Switch on the loopback interface of this network namespace, which begins switched off."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = bytearray(fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sH22x", b"lo", 0)))
+        (flags,) = struct.unpack_from("H", request, 16)
+        struct.pack_into("H", request, 16, flags | _IFF_UP)
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, bytes(request))
+
+
+def has_only_loopback() -> bool:
+    """Whether this network namespace has no interface but its own loopback."""
+    return [name for _, name in socket.if_nameindex()] == ["lo"]
+
+
 def landlock_version() -> int:
     """Return the Landlock version of this kernel, 0 where it is off."""
     return max(0, int(_libc.syscall(_LANDLOCK_CREATE, None, 0, 1)))
 
 
-def restrict_files(listed: list[str], read: list[str], write: list[str]) -> None:
+def restrict_files(listed: list[str], read: list[str], write: list[str], *, tcp: bool) -> None:
     """With Landlock: below `listed` only names may be seen, below `read` files may be read and run, below `write` also
-    changed; no other path, no TCP, and no signal or abstract socket to the outside."""
+    changed; no other path, no TCP unless `tcp`, and no signal or abstract socket to the outside."""
     version = landlock_version()
     if version == 0:
         raise OSError("Landlock is not available")
     files = (1 << 13) - 1
     files |= (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0) | (1 << 15 if version >= 5 else 0)
     listing, reading = 0b1000, 0b1101  # read directory; execute, read file, read directory
-    network, scope = (3 if version >= 4 else 0), (3 if version >= 6 else 0)
+    network, scope = (3 if version >= 4 and not tcp else 0), (3 if version >= 6 else 0)
     attributes = struct.pack("3Q", files, network, scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
     ruleset = _syscall("landlock_create_ruleset", _LANDLOCK_CREATE, attributes, len(attributes), 0)
     for paths, allowed in ((listed, listing), (read, reading), (write, files)):

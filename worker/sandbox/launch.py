@@ -85,10 +85,12 @@ def start(
     extra_readable: Sequence[Path] = (),
     visible_devices: Sequence[str] = (),
     device_nodes: Sequence[str] = (),
+    loopback: bool = False,
 ) -> SandboxProcess:
     """Start `command` around a new job directory. In it, the text "{job}" stands for the directory's path inside.
 
     `visible_devices` are the GPUs that CUDA shows it, `device_nodes` the paths below /dev to reach them.
+    With `loopback` its processes may talk to each other over TCP, where they have a network of their own.
     The kernel ties the sandbox's life to the calling THREAD: call from one that lives as long as the sandbox may.
     """
     job = str(directory.resolve())
@@ -107,6 +109,7 @@ def start(
         "limits": limits.as_rlimits(isolation),
         "landlock": _landlock(read, inside, isolation, device_nodes) if isolation.landlock else None,
         "seccomp": isolation.seccomp,
+        "loopback": loopback and isolation.isolates,
         "drop_capabilities": user is None and (confined or (isolation.method == "none" and os.getuid() == 0)),
         "parent_death": isolation.method == "none",
         "linux": isolation.linux,

@@ -78,6 +78,9 @@ def confine(spec: dict[str, Any]) -> None:
     check_namespaces(spec["outside"])
     if spec["root"] is not None:
         build_root(**spec["root"])
+    if spec["loopback"]:
+        with contextlib.suppress(OSError):  # a container's root may lack the right: then no step runs in parallel
+            kernel.raise_loopback()
     os.umask(0o022)
     for name, limit in spec["limits"].items():
         kind = getattr(resource, f"RLIMIT_{name}")
@@ -92,10 +95,12 @@ def confine(spec: dict[str, Any]) -> None:
         return
     if spec["drop_capabilities"]:
         kernel.drop_capabilities()
+    # The ranks of a parallel step talk over TCP, which has no authorization: only where nobody else can listen in.
+    tcp = spec["loopback"] and kernel.has_only_loopback()
     kernel.forbid_new_privileges()
     kernel.forbid_tracing()
     if spec["landlock"] is not None:
-        kernel.restrict_files(**spec["landlock"])
+        kernel.restrict_files(**spec["landlock"], tcp=tcp)
     if spec["seccomp"] and (program := build_filter()) is not None:
         kernel.install_filter(program)
 

@@ -31,6 +31,12 @@ def _can_connect(port: int) -> bool:
     return False
 
 
+def _can_talk_within() -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 0)) as server:
+        return _can_connect(server.getsockname()[1])
+    return False
+
+
 def _can_read_processes() -> bool:
     own = Path("/proc/self").readlink().name
     others = [path for path in Path("/proc").iterdir() if path.name.isdigit() and path.name != own]
@@ -63,6 +69,7 @@ def main() -> None:
         "writes_out": _can_write(job / "out" / "probe"),
         "writes_tmp": _can_write(job / "tmp" / "probe"),
         "connects": _can_connect(port),
+        "talks_within": _can_talk_within(),
         "interfaces": _interfaces(),
         "environment": sorted(os.environ),
         "processes": sum(path.name.isdigit() for path in Path("/proc").iterdir()) if linux else None,

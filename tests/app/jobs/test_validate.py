@@ -381,3 +381,11 @@ def test_text_is_no_label(find: Find) -> None:
     problems = find(recipe(label_column="split", task="classification"), dataset=dataset)
     assert list(problems) == ["/recipe/data/label_column"]
     assert "is text" in problems["/recipe/data/label_column"]
+
+
+@pytest.mark.parametrize(("batch_size", "refused"), [(None, False), (8, True)])
+def test_a_fixed_batch_cannot_be_divided_among_replicas(find: Find, batch_size: int | None, refused: bool) -> None:
+    parallel = {"kind": "finetune", "parallel": {"data": 2}}
+    problems = find(recipe(parallel, **LABELS), batch_size=batch_size)
+    assert ("/recipe/steps/0/parallel" in problems) is refused
+    assert not refused or "takes exactly 8 examples" in problems["/recipe/steps/0/parallel"]

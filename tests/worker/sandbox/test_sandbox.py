@@ -62,11 +62,11 @@ def run(isolation: Isolation, job: Path, code: str, limits: Limits = LIMITS) -> 
     return subprocess.CompletedProcess([], status, output.decode(), errors.decode())
 
 
-def probe(isolation: Isolation, job: Path, outside: Path) -> dict[str, Any]:
+def probe(isolation: Isolation, job: Path, outside: Path, *, loopback: bool = False) -> dict[str, Any]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         command = [sys.executable, "-S", "-m", "worker.sandbox.probe", "{job}", str(outside), port]
-        sandbox = start(isolation, job, command, LIMITS)
+        sandbox = start(isolation, job, command, LIMITS, loopback=loopback)
         output, errors = sandbox.process.communicate(timeout=60)
         sandbox.kill(isolation.isolates)
     assert output, errors
@@ -88,6 +88,7 @@ def test_every_probe_is_denied(
     assert facts["writes_out"]
     assert facts["writes_tmp"]
     assert facts["interfaces"] == []
+    assert not facts["talks_within"]
     assert facts["processes"] <= 2
     assert set(facts["environment"]) <= ALLOWED_VARIABLES
     assert facts["capabilities"] == 0
@@ -95,6 +96,16 @@ def test_every_probe_is_denied(
     assert facts["seccomp"] == "2"
     if os.getuid() == 0:
         assert facts["user"] not in (0, os.getuid())
+
+
+def test_processes_of_a_sandbox_talk_to_each_other_where_they_are_let(
+    isolation: Isolation, job: Path, tmp_path: Path
+) -> None:
+    facts = probe(isolation, job, tmp_path / "secret", loopback=True)
+
+    assert facts["talks_within"]
+    assert not facts["connects"], "the loopback outside is another one"
+    assert facts["interfaces"] == []
 
 
 def test_the_probe_finds_what_is_open_without_isolation(job: Path, tmp_path: Path) -> None:
@@ -121,6 +132,7 @@ def test_landlock_alone_closes_the_files_and_tcp(job: Path, tmp_path: Path) -> N
 
     open_ways = ("reads_outside", "reads_shadow", "writes_outside", "writes_system", "writes_in", "connects")
     assert [name for name in open_ways if facts[name]] == []
+    assert not facts["talks_within"], "its network is everybody's"
     assert facts["writes_out"]
 
 

@@ -8,6 +8,7 @@ taken up by doing again what comes before it in the step, from the program as th
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from worker.engine.checkpoints.stop import StopRequest
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.progress import Reporter
 from worker.engine.training.loop import Trained
-from worker.engine.training.run import Run, collect, restore
+from worker.engine.training.run import Run, collect
 
 NUM_KEPT = 2
 """Files in the directory at most, should nobody take them away."""
@@ -196,14 +197,16 @@ class StepCheckpoints:
         """Put the run where the checkpoint found it, if it did."""
         self._job.stop.is_awaited = True
         resumed, self._resumed = self._resumed, None
-        if resumed is None or resumed.header.position is None:
-            return False
-        restore(run, resumed.header.position, resumed.below("run"))
-        return True
+        return resumed is not None and resumed.restore_run(run)
+
+    def follow(self) -> "FollowedCheckpoints":
+        """Return what takes part on another rank."""
+        path = None if self._resumed is None else self._resumed.path
+        return FollowedCheckpoints(self._job.work, path)
 
     def offer(self, run: Run) -> None:
-        """Write a checkpoint if one is due."""
-        if not self._job.is_due:
+        """Write a checkpoint if one is due; under a parallel plan this rank decides for all."""
+        if not run.strategy.decide(self._job.is_due):
             return
         position, tensors = collect(run)
         header = self._job.describe(
@@ -218,11 +221,41 @@ class StepCheckpoints:
             Checkpoint(header, self._structure, tensors),
             f"step {self._index}, training step {run.step} of {run.num_steps}",
         )
+        run.strategy.meet()
 
     def finish(self, trained: Trained) -> None:
         """Note that the run is over."""
         self._job.stop.is_awaited = False
         self._finished.append(FinishedRun(**{name: getattr(trained, name) for name in FinishedRun.model_fields}))
+
+
+@dataclass(frozen=True)
+class FollowedCheckpoints:
+    """The checkpoints of a step on a rank other than 0, which writes none."""
+
+    work: str
+    path: Path | None
+    """What the step goes on from."""
+
+    def skip(self) -> None:
+        """Do every run: a step with a parallel plan has only one."""
+
+    def restore(self, run: Run) -> bool:
+        """Put the run where the checkpoint found it, as rank 0 does."""
+        return self.path is not None and read_checkpoint(self.path, self.work).restore_run(run)
+
+    def offer(self, run: Run) -> None:
+        """Give this rank's part of the state where rank 0 writes a checkpoint, and wait until it has."""
+        if run.strategy.decide(False):
+            collect(run)
+            run.strategy.meet()
+
+    def finish(self, trained: Trained) -> None:
+        """Never called: rank 0 alone sees the end of a run."""
+
+    def follow(self) -> "FollowedCheckpoints":
+        """Return itself."""
+        return self
 
 
 def _can_be_taken_up(step: Step) -> bool:

@@ -20,9 +20,9 @@ from worker.engine.checkpoints.programs import decode_program, encode_program
 from worker.engine.environment import versions
 from worker.engine.programs.program import OnnxProgram, Program
 from worker.engine.training.loop import Trained
-from worker.engine.training.run import Position
+from worker.engine.training.run import Position, Run, restore
 
-_FORMAT = 1
+_FORMAT = 2
 _CONFIG = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
@@ -87,6 +87,8 @@ class Checkpoint:
     structure: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """program/..., run/..., onnx."""
+    path: Path | None = None
+    """Where it was read from."""
 
     def write(self, path: Path) -> Written:
         """Write it, all or nothing. Raises OSError and NotRestorable."""
@@ -113,6 +115,13 @@ class Checkpoint:
             return original
         return decode_program(self.structure, self.below("program"), original)
 
+    def restore_run(self, run: Run) -> bool:
+        """Put a run where this found it; False where none was going on."""
+        if self.header.position is None:
+            return False
+        restore(run, self.header.position, self.below("run"))
+        return True
+
     def restore_onnx(self, original: Program, path: Path) -> OnnxProgram | None:
         """Write the ONNX file that the last step left, if it did, to `path`."""
         if self.header.onnx is None:
@@ -133,7 +142,7 @@ def read_checkpoint(path: Path, work: str) -> Checkpoint:
         raise NotRestorable(f"{path.name} is no checkpoint: {type(error).__name__}") from error
     if header.work != work:
         raise NotRestorable(f"{path.name} is of another model, recipe, data or version")
-    return Checkpoint(header, structure, tensors)
+    return Checkpoint(header, structure, tensors, path)
 
 
 def encode_parts(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -155,7 +164,13 @@ def identify(plan: Plan) -> str:
         "model": [plan.model.sha256, plan.model.format, plan.model.architecture],
         "teachers": [[each.id, each.sha256, each.format, each.architecture] for each in plan.teachers],
         "datasets": [[each.id, each.sha256, each.format] for each in plan.datasets],
-        "recipe": plan.recipe.model_dump(mode="json"),
+        "recipe": _leave_out_plans(plan.recipe.model_dump(mode="json")),
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _leave_out_plans(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without what decides on how many processes a step trains, which changes no result."""
+    steps = [{name: value for name, value in step.items() if name != "parallel"} for step in recipe["steps"]]
+    return recipe | {"steps": steps}

@@ -54,11 +54,15 @@ class FakeActivation(nn.Module):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Move the range towards that of a batch; the first sets it."""
-        low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+        low, high = self.bounds(x)
         share = AVERAGING if bool(self.seen) else 1.0
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
         self.seen.fill_(True)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range of a batch, zero included."""
+        return x.min().clamp(max=0), x.max().clamp(min=0)
 
 
 class FakeWeights(nn.Module):

@@ -32,6 +32,7 @@ from worker.engine.quantization.preparation import fold_batch_norms
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 from worker.engine.training.loop import train
+from worker.engine.training.summary import warn_about_plan
 
 NUM_LAYERS_NAMED = 20
 LARGEST_DIFFERENCE = 0.05
@@ -86,7 +87,7 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
     tensors = [numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer]
     difference = _compare(simulated, program, context, path)
     before, after = trained.quality_before, trained.quality_after
-    warnings = []
+    warnings = warn_about_plan(trained)
     if step.keep_best and trained.best_epoch == 0:
         warnings.append(
             f"Training found nothing better than its start ({before.metric} {before.value:.4g}, rounding simulated, "
@@ -126,6 +127,7 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
             "quality_before": before.value,
             "quality_after": after.value,
             "difference_from_simulation": difference,
+            **trained.parallel_facts,
         },
         warnings=tuple(warnings),
         sensitivity=measure_int8_effects(

@@ -1,28 +1,31 @@
 """The one training loop. Every technique that trains calls `train`; what differs is the loss.
 
-A run is a function of (program, examples, settings, seed): all its state is the `Run` object. Checkpoints are taken of
-it between two steps, and it is where a parallel plan will wrap the module.
+A run is a function of (program, examples, settings, seed): all its state is the `Run` object, of which checkpoints are
+taken between two steps. How a step's work is spread over processes is the strategy's.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from app.recipes.metrics import Quality
+from app.recipes.parallel import MAX_RANKS
 from app.recipes.training import TrainingSettings
-from worker.engine.devices import mixed_precision, move_batch
+from worker.engine.devices import move, move_batch
 from worker.engine.errors import StepFailed
+from worker.engine.parallel.choose import choose_strategy
+from worker.engine.parallel.strategy import Fact, Objective, Part, Strategy
 from worker.engine.programs.placement import move_module, runs_on_device
 from worker.engine.programs.program import Program
 from worker.engine.training.augment import augment
 from worker.engine.training.examples import Batch, BoundExamples
-from worker.engine.training.losses import count_targets
 from worker.engine.training.optimizers import make_optimizer
+from worker.engine.training.parts import split_batch
 from worker.engine.training.prefetch import prefetch
 from worker.engine.training.quality import Module, evaluate_module, is_better
 from worker.engine.training.run import Constraint, Run, Stateful, set_random_state
@@ -52,10 +55,15 @@ class Trained:
     last_loss: float
     stopped_early: bool = False
     """Whether `patience` ended the run."""
+    parallel_facts: dict[str, Fact] = field(default_factory=dict)
+    """What a parallel plan did and cost; empty without one."""
 
 
 class Checkpoints(Protocol):
-    """Where the runs of one step are written down while they go, and go on after a crash."""
+    """Where the runs of one step are written down while they go, and go on after a crash.
+
+    Under a parallel plan every rank calls the same methods in the same order.
+    """
 
     def skip(self) -> Trained | None:
         """Return what this run did, where an earlier attempt finished it: the next one's state includes it."""
@@ -68,6 +76,9 @@ class Checkpoints(Protocol):
 
     def finish(self, trained: Trained) -> None:
         """Note that the run is over."""
+
+    def follow(self) -> "Checkpoints":
+        """Return what takes part on another rank of the step's parallel plan: it goes on from the same checkpoint."""
 
 
 @runs_on_device
@@ -102,6 +113,7 @@ def train(
     compute_loss = loss or (
         lambda outputs, _, labels: examples.loss(outputs, _labels(labels), label_smoothing=settings.label_smoothing)
     )
+    objective = Objective(compute_loss, settings.precision, program.device)
     module = module or program.module
     move_module(module, program.device)
     steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=_drops_last(examples, settings))
@@ -113,23 +125,25 @@ def train(
         )
     num_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or settings.epochs * steps_per_epoch)
     extra = list(extra_parameters)
+    strategy = choose_strategy(settings, program, module, examples, extra)
     optimizer = make_optimizer(module, settings, extra)
     run = Run(
         program=program,
         module=module,
+        strategy=strategy,
         optimizer=optimizer,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         extra_parameters=extra,
-        constraints=(*constraints, _Masks(program)),
+        constraints=(*constraints, _Masks(program, strategy)),
         stateful=stateful,
         num_steps=num_steps,
     )
     if checkpoints is None or not checkpoints.restore(run):
         run.before = _measure(run, examples, settings, reference)
-        _keep(run, run.before)
+        _keep(run, settings, run.before)
     reported_at = 0.0
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + strategy.seed_offset + MAX_RANKS * run.step)
         if run.random is not None:
             set_random_state(run.random)
         while run.step < num_steps and not run.stopped_early:
@@ -138,7 +152,7 @@ def train(
                 for each in batches:
                     batch = move_batch(each, program.device)
                     rate = learning_rate(settings, run.step, num_steps)
-                    run.last_loss = _step(run, rate, settings, compute_loss, _split(batch, examples, settings))
+                    run.last_loss = _step(run, rate, settings, objective, _split(run, batch, examples, settings))
                     run.first_loss = run.last_loss if run.step == 1 else run.first_loss
                     if time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
                         reported_at = time.monotonic()
@@ -151,7 +165,7 @@ def train(
             run.quality = _measure(run, examples, settings, reference)
             assert run.best_quality is not None
             if not settings.keep_best or is_better(run.quality, run.best_quality):
-                _keep(run, run.quality)
+                _keep(run, settings, run.quality)
             run.stopped_early = settings.patience is not None and run.epoch - run.best_epoch >= settings.patience
             _report(report, run, learning_rate(settings, run.step - 1, num_steps), ended=run.stopped_early)
             if checkpoints is not None:
@@ -159,6 +173,7 @@ def train(
     if settings.keep_best and run.best_epoch != run.epoch:
         module.load_state_dict(run.best_state)
     module.eval()
+    facts = strategy.finish()
     assert run.before is not None
     assert run.best_quality is not None
     trained = Trained(
@@ -171,6 +186,7 @@ def train(
         first_loss=run.first_loss,
         last_loss=run.last_loss,
         stopped_early=run.stopped_early and run.step < num_steps,
+        parallel_facts=facts,
     )
     if checkpoints is not None:
         checkpoints.finish(trained)
@@ -188,50 +204,31 @@ def _make_batches(
         yield augment(inputs, labels, settings.augmentations, (seed, epoch, index))
 
 
-def _split(batch: Batch, examples: BoundExamples, settings: TrainingSettings) -> list[tuple[Batch, float]]:
-    """Return the parts of a batch with their shares of its mean loss. A model with a fixed batch takes it whole."""
-    inputs, labels = batch
-    if settings.accumulate == 1 or examples.fixed_batch is not None:
+def _split(run: Run, batch: Batch, examples: BoundExamples, settings: TrainingSettings) -> list[Part]:
+    """Return this rank's parts of a batch. A model with a fixed batch takes it whole."""
+    if examples.fixed_batch is not None:
         return [(batch, 1.0)]
-    columns = [each.chunk(settings.accumulate) for each in inputs]
-    answers = [None] * len(columns[0]) if labels is None else labels.chunk(settings.accumulate)
-    parts = list(zip(zip(*columns, strict=True), answers, strict=True))
-    counts = [len(part[0]) if answer is None else count_targets(examples.task, answer) for part, answer in parts]
-    total = sum(counts)
-    if total == 0:
-        return [(batch, 1.0)]
-    return [(part, count / total) for part, count in zip(parts, counts, strict=True) if count]
+    strategy = run.strategy
+    num_parts = settings.accumulate * (settings.parallel.microbatches if settings.parallel else 1)
+    return split_batch(batch, examples.task, num_parts, strategy.num_shares, strategy.share)
 
 
-def _step(
-    run: Run,
-    rate: float,
-    settings: TrainingSettings,
-    compute_loss: Loss,
-    parts: Sequence[tuple[Batch, float]],
-) -> float:
+def _step(run: Run, rate: float, settings: TrainingSettings, objective: Objective, parts: Sequence[Part]) -> float:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     run.step, run.batch = run.step + 1, run.batch + 1
-    value = 0.0
-    for (inputs, labels), share in parts:
-        with mixed_precision(run.parameters[0].device, bf16=settings.precision == "bf16"):
-            outputs = run.module(*inputs)
-        outputs = tuple(each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
-        loss = compute_loss(outputs, inputs, labels) * share
-        value += float(loss.detach())
-        if not isfinite(value):
-            raise StepFailed(
-                f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
-                code="training_diverged",
-                fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
-            )
-        loss.backward()
+    value = float(run.strategy.backward(parts, objective))
+    if not isfinite(value):
+        raise StepFailed(
+            f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
+            code="training_diverged",
+            fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
+        )
     for constraint in run.constraints:
         constraint.limit_gradients()
     if settings.gradient_clip_norm is not None:
-        nn.utils.clip_grad_norm_(run.parameters, settings.gradient_clip_norm)
+        run.strategy.clip(run.parameters, settings.gradient_clip_norm)
     run.optimizer.step()
     with torch.no_grad():
         for constraint in run.constraints:
@@ -242,19 +239,29 @@ def _step(
 class _Masks:
     """Pruned weights stay zero, and no moment of the optimizer remembers them."""
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    def __init__(self, program: Program, strategy: Strategy) -> None:
+        self._program, self._strategy = program, strategy
         self._parameters = dict(program.module.named_parameters(remove_duplicate=False))
+        self._parts: dict[str, tuple[Tensor, Tensor]] = {}
 
     def limit_gradients(self) -> None:
-        for name, mask in self._program.masks.items():
-            gradient = self._parameters[name].grad
-            if gradient is not None:
-                gradient.mul_(mask)
+        for parameter, mask in self._list():
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
 
     def restore(self) -> None:
+        for parameter, mask in self._list():
+            parameter.mul_(mask)
+
+    def _list(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield what this rank trains with its part of the mask. A restored run brings masks of its own."""
         for name, mask in self._program.masks.items():
-            self._parameters[name].mul_(mask)
+            held = self._strategy.held(self._parameters[name])
+            if held is None:
+                continue
+            if name not in self._parts or self._parts[name][0] is not mask:
+                self._parts[name] = mask, self._strategy.part(self._parameters[name], mask)
+            yield held, self._parts[name][1]
 
 
 def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
@@ -264,12 +271,18 @@ def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
 
 def _measure(run: Run, examples: BoundExamples, settings: TrainingSettings, reference: Module | None) -> Quality:
     run.module.eval()
-    return evaluate_module(run.module, examples, min(settings.batch_size, 256), reference)
+
+    def predict(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return run.strategy.predict(*move(inputs, run.program.device))
+
+    quality = evaluate_module(predict, examples, min(settings.batch_size, 256), reference)
+    return cast(Quality, run.strategy.gather(quality)[0])  # one measurement, so that all ranks decide alike
 
 
-def _keep(run: Run, quality: Quality) -> None:
+def _keep(run: Run, settings: TrainingSettings, quality: Quality) -> None:
     run.best_epoch, run.best_quality = run.epoch, quality
-    run.best_state = {name: tensor.detach().clone() for name, tensor in run.module.state_dict().items()}
+    if settings.keep_best:
+        run.best_state = {name: tensor.detach().clone() for name, tensor in run.module.state_dict().items()}
 
 
 def _report(report: Callable[..., None], run: Run, rate: float, *, ended: bool = False) -> None:

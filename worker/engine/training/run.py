@@ -1,13 +1,13 @@
 """A training run as it is between two optimizer steps, and that state as flat tensors and plain numbers.
 
-`collect` and `restore` are the seam to checkpoints: state dicts out, state dicts in. A plan that spreads a run over
-processes gathers and scatters the same dicts.
+`collect` and `restore` are the seam to checkpoints. Under a parallel plan every rank calls them: the state is brought
+together whole, and given back under any other plan or none.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from app.recipes.metrics import Quality
-from worker.engine.devices import device_of
+from worker.engine.parallel.states import State, gather_state, load_state
+from worker.engine.parallel.strategy import Strategy
 from worker.engine.programs.program import Program
 
 Tensors = dict[str, Tensor]
@@ -47,6 +48,7 @@ class Run:
 
     program: Program
     module: nn.Module
+    strategy: Strategy
     optimizer: torch.optim.Optimizer
     parameters: list[nn.Parameter]
     extra_parameters: list[nn.Parameter]
@@ -66,7 +68,7 @@ class Run:
     last_loss: float = float("nan")
     stopped_early: bool = False
     random: Tensors | None = None
-    """The random states that a restored run goes on with."""
+    """The random states that a restored run goes on with; None where it was made under another plan."""
 
 
 class Position(BaseModel):
@@ -74,6 +76,8 @@ class Position(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
+    mesh: str
+    """Of the plan under which the run was."""
     num_steps: int
     step: int
     epoch: int
@@ -87,44 +91,43 @@ class Position(BaseModel):
     stopped_early: bool
 
 
+_NUMBERS = tuple(name for name in Position.model_fields if name != "mesh")
+
+
 def collect(run: Run) -> tuple[Position, Tensors]:
-    """Return the whole state of a run; the tensors are its own, to be read before it goes on."""
-    tensors = {f"module/{name}": tensor for name, tensor in run.module.state_dict().items()}
-    tensors |= {f"best/{name}": tensor for name, tensor in run.best_state.items()}
+    """Return the whole state of a run; the tensors are its own, to be read before it goes on.
+
+    Under a parallel plan every rank calls it, and only rank 0 gets what the weights and the optimizer hold.
+    """
+    state = gather_state(run.strategy, run.module, run.optimizer, run.extra_parameters, run.best_state)
+    tensors = {f"state/{key}/{name}": each for name, kept in state.items() for key, each in kept.items()}
     tensors |= {f"mask/{name}": mask for name, mask in run.program.masks.items()}
-    tensors |= {f"extra/{index}": each.detach() for index, each in enumerate(run.extra_parameters)}
-    for place, state in run.optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:
-                tensors[f"optimizer/{place}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     for index, each in enumerate(run.stateful):
         tensors |= {f"stateful/{index}/{name}": value for name, value in each.state_dict().items()}
-    tensors |= {f"random/{name}": value for name, value in get_random_state().items()}
-    numbers = {name: getattr(run, name) for name in Position.model_fields}
-    return Position(**numbers), tensors
+    for rank, states in enumerate(run.strategy.gather(get_random_state())):
+        tensors |= {f"random/{rank}/{name}": value for name, value in states.items()}
+    numbers = {name: getattr(run, name) for name in _NUMBERS}
+    return Position(mesh=run.strategy.mesh, **numbers), tensors
 
 
 def restore(run: Run, position: Position, tensors: Mapping[str, Tensor]) -> None:
-    """Put a state that `collect` has returned into a new run of the same step, on the run's device."""
-    device = device_of(run.module)
-    run.module.load_state_dict({name: each.to(device) for name, each in _below("module", tensors).items()})
-    run.best_state = {name: tensor.to(device, copy=True) for name, tensor in _below("best", tensors).items()}
-    run.program.masks.clear()
-    run.program.masks |= {name: mask.to(device, copy=True) for name, mask in _below("mask", tensors).items()}
-    with torch.no_grad():
-        for index, parameter in enumerate(run.extra_parameters):
-            parameter.copy_(tensors[f"extra/{index}"])
-    states: dict[int, dict[str, Any]] = {}
-    for key, value in _below("optimizer", tensors).items():
-        place, _, name = key.partition("/")
-        states.setdefault(int(place), {})[name] = value.clone()
+    """Put a state that `collect` has returned into a new run of the same step, under whatever plan that has."""
+    state: State = {}
+    for path, tensor in _below("state", tensors).items():
+        key, _, name = path.partition("/")
+        state.setdefault(name, {})[key] = tensor
     # Rates and decays are those of the settings; the rate is set anew in every step.
-    run.optimizer.load_state_dict({"state": states, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    run.best_state = load_state(run.strategy, run.module, run.optimizer, state, run.extra_parameters)
+    run.program.masks.clear()
+    device = run.program.device
+    run.program.masks |= {name: mask.to(device, copy=True) for name, mask in _below("mask", tensors).items()}
     for index, each in enumerate(run.stateful):
         each.load_state_dict(_below(f"stateful/{index}", tensors))
-    for name in Position.model_fields:
+    for name in _NUMBERS:
         setattr(run, name, getattr(position, name))
-    run.random = _below("random", tensors)
+    # Ranks of another mesh draw other numbers in any case, and no two of them may draw the same.
+    same = position.mesh == run.strategy.mesh
+    run.random = _below(f"random/{run.strategy.rank}", tensors) if same else None
 
 
 def get_random_state() -> Tensors:

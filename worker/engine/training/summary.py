@@ -7,6 +7,8 @@ from worker.engine.training.examples import BoundExamples
 from worker.engine.training.loop import Trained
 from worker.engine.training.quality import is_better
 
+LARGEST_WAITING_SHARE = 0.5
+"""Of a parallel step's time, before a warning."""
 Fact = float | int | str | bool | None
 
 
@@ -43,6 +45,7 @@ def list_facts(trained: Trained, settings: TrainingSettings) -> dict[str, Fact]:
         "last_loss": trained.last_loss,
         "training_examples": trained.num_training,
         "choosing_examples": before.num_examples if settings.keep_best else 0,
+        **trained.parallel_facts,
     }
 
 
@@ -68,4 +71,15 @@ def find_warnings(what: str, trained: Trained, examples: BoundExamples, settings
         )
     if fixed is not None and settings.accumulate > 1:
         warnings.append(f"accumulate was not used: the model takes exactly {fixed} examples, no fewer at a time.")
-    return warnings
+    return [*warnings, *warn_about_plan(trained)]
+
+
+def warn_about_plan(trained: Trained) -> list[str]:
+    """Say where processes spent more time waiting for each other than computing."""
+    share = trained.parallel_facts.get("communication_share")
+    if not isinstance(share, float) or share <= LARGEST_WAITING_SHARE:
+        return []
+    return [
+        f"The ranks of plan {trained.parallel_facts['parallel']!r} waited for each other {share:.0%} of the time: "
+        "fewer processes, or more work for each (a larger batch_size), would use the machine better."
+    ]

@@ -1,0 +1,97 @@
+"""A rank that dies or hangs ends the step soon, with a name for it, and leaves nothing behind."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.parallel.runs import run_started
+from tests.engine.techniques.learning import bind, digit_examples, make_cnn
+from tests.worker.conftest import find_processes
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def strike(directory: Path, number: int) -> Callable[..., None]:
+    """Return a report that sends rank 1 a signal when the first step is reported."""
+    struck: list[int] = []
+
+    def report(*_: object, **__: object) -> None:
+        if not struck:
+            struck.extend(find_processes(str(directory)))
+            for process in struck:
+                os.kill(process, number)
+
+    return report
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, "rank_lost"), (signal.SIGSTOP, "rank_stuck")])
+def test_a_rank_that_dies_or_hangs(tmp_path: Path, number: int, code: str) -> None:
+    program = make_cnn(4)
+    examples = digit_examples(program, tmp_path)
+
+    failure = run_started(
+        program, examples, tmp_path / "run", strike(tmp_path / "run", number), epochs=500,
+        parallel={"data": 2, "timeout_seconds": 3},
+    )  # fmt: skip
+
+    assert failure is not None
+    assert failure.code == code
+    assert failure.retryable
+    assert "rank 1 of 2" in failure.detail
+    assert find_processes(str(tmp_path)) == []
+
+
+def test_what_fails_on_all_ranks_fails_with_its_own_name(tmp_path: Path) -> None:
+    program = make_cnn(4)
+    with torch.no_grad():
+        program.module.get_parameter("fc.weight").fill_(1e38)
+    failure = run_started(
+        program, digit_examples(program, tmp_path), tmp_path / "run", parallel={"data": 2}, keep_best=False
+    )
+    assert failure is not None
+    assert failure.code in ("training_diverged", "output_not_finite")
+    assert find_processes(str(tmp_path)) == []
+
+
+def test_an_error_of_one_rank_alone_is_told(tmp_path: Path) -> None:
+    program = make_cnn(4)
+    opened = os.open(tmp_path, os.O_RDONLY)  # which rank 0 has too, as our copy, and rank 1 has not
+    try:
+        examples = digit_examples(program, Path(f"/proc/self/fd/{opened}"))
+        failure = run_started(program, examples, tmp_path / "run", parallel={"data": 2})
+    finally:
+        os.close(opened)
+    assert failure is not None
+    assert failure.code == "engine_crash"
+    assert "data.npz" in failure.detail
+    assert find_processes(str(tmp_path)) == []
+
+
+def test_fewer_rows_than_parts_are_refused(tmp_path: Path) -> None:
+    program = make_cnn(4)
+    digits = digit_examples(program, tmp_path)
+    assert digits.num_training > 4
+    few = bind(program, tmp_path / "few", _rows(4), {"image": 1.0}, task="classification", label_column="label")
+    failure = run_started(program, few, tmp_path / "run", parallel={"data": 4})
+    assert failure is not None
+    assert failure.code == "too_few_examples"
+
+
+def test_ranks_that_the_engine_starts_end_the_step(tmp_path: Path) -> None:
+    program = make_cnn(4)
+    assert run_started(
+        program, digit_examples(program, tmp_path), tmp_path / "run", max_steps=2, parallel={"data": 2}
+    ) is None  # fmt: skip
+    assert find_processes(str(tmp_path)) == []
+
+
+def _rows(num_rows: int) -> dict[str, Any]:
+    return {"image": torch.rand(num_rows, 1, 8, 8).numpy(), "label": torch.arange(num_rows).numpy()}

@@ -1,0 +1,175 @@
+"""Pipeline parallel: each rank holds one stage, and micro-batches follow each other through the stages."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from worker.engine.errors import RecipeRefused
+from worker.engine.parallel.gradients import GradientSum
+from worker.engine.parallel.group import Group, RankFinished
+from worker.engine.parallel.messages import Messenger, Value
+from worker.engine.parallel.ranked import Ranked
+from worker.engine.parallel.replicas import equalize
+from worker.engine.parallel.stages import choose_cuts, cut, measure_costs, parameters_of
+from worker.engine.parallel.strategy import Fact, Objective, Part, scale_gradients
+from worker.engine.parallel.synchronized import synchronize
+from worker.engine.quantization.fake_quantization import FakeActivation
+
+Move = tuple[Literal["forward", "backward"], int]
+
+
+class Pipeline(Ranked):
+    """One stage of the module, and a replica's share of every batch."""
+
+    def __init__(self, module: fx.GraphModule, inputs: tuple[Tensor, ...], group: Group) -> None:
+        plan = group.plan
+        _check_layers(module, plan.microbatches)
+        super().__init__(module, group)
+        self._messenger = Messenger(group)
+        self._stage, self._last = group.coordinate("pipeline"), plan.pipeline - 1
+        equalize(module.state_dict().values(), group)
+        module.eval()
+        found = group.gather(choose_cuts(module, measure_costs(module, inputs), plan.pipeline))
+        self._cuts = cast(list[int], found[0])
+        stages = cut(module, self._cuts)
+        self._own = stages[self._stage]
+        users = Counter(each for stage in stages for each in parameters_of(stage))
+        self._first_user = {
+            each: index for index in reversed(range(len(stages))) for each in parameters_of(stages[index])
+        }
+        self._mine = mine = set(parameters_of(self._own))
+        self._trainable = {each: each.requires_grad for each in module.parameters()}
+        self._shared = [each for each in users if users[each] > 1 and each.requires_grad]
+        self._shapes = {each: each.shape for each in module.parameters()}
+        self._buffers = [(stage, buffer) for stage, each in enumerate(stages) for buffer in each.module.buffers()]
+        for parameter in module.parameters():
+            if parameter not in mine:
+                parameter.requires_grad_(False)
+                parameter.data = torch.empty(0)
+        self._undo: Callable[[], None] = synchronize(module, group)
+        self._gradients = GradientSum([each for each in parameters_of(self._own) if each.requires_grad], group)
+        self._leaves: dict[int, list[Value]] = {}
+        self._results: dict[int, list[Tensor]] = {}
+
+    def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        received = [self._messenger.receive(self._stage - 1) for _ in self._own.received]
+        outputs: tuple[Value, ...] = self._own.module(*inputs, *received)
+        if self._stage < self._last:
+            for value in outputs:
+                self._messenger.send(value, self._stage + 1)
+        self._messenger.settle()
+        shown: list[object] = [outputs if self._stage == self._last else None]
+        with self._group.waiting():
+            dist.broadcast_object_list(shown, group=self._group.along("pipeline"), group_src=self._last)
+        return cast(tuple[Tensor, ...], shown[0])
+
+    def backward(self, parts: Sequence[Part], objective: Objective) -> Tensor:
+        with self._observed.step():
+            total = torch.zeros(())
+            for direction, index in schedule(self._group.plan.schedule, self._stage, self._last + 1, len(parts)):
+                if direction == "forward":
+                    total += self._forward(index, parts[index], objective)
+                else:
+                    self._backward(index)
+            self._messenger.settle()
+            self._gradients.finish()
+            for parameter in self._shared:
+                self._sum_shared(parameter)
+            return self._group.sum(self._group.sum(total, "pipeline"), "data")
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        # What several stages share counts once.
+        squares = [
+            each.grad.square().sum()
+            for each in parameters
+            if each.grad is not None and self._first_user[each] == self._stage
+        ]
+        square = torch.stack(squares).sum() if squares else torch.zeros(())
+        scale_gradients(parameters, self._group.sum(square, "pipeline").sqrt(), max_norm)
+
+    def held(self, parameter: nn.Parameter) -> nn.Parameter | None:
+        return parameter if parameter in self._mine else None
+
+    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:  # noqa: ARG002
+        return whole
+
+    def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:  # noqa: ARG002
+        return part
+
+    def finish(self) -> dict[str, Fact]:
+        self._gradients.close()
+        self._undo()
+        line = self._group.along("pipeline")
+        with torch.no_grad(), self._group.waiting():
+            for parameter, shape in self._shapes.items():
+                source = self._first_user.get(parameter, 0)
+                if parameter.shape != shape:
+                    parameter.data = torch.empty(shape)
+                parameter.grad = None
+                dist.broadcast(parameter.detach(), group=line, group_src=source)
+            for stage, buffer in self._buffers:
+                dist.broadcast(buffer, group=line, group_src=stage)
+        for parameter, trainable in self._trainable.items():
+            parameter.requires_grad_(trainable)
+        facts = self._observed.conclude() | {"schedule": self._group.plan.schedule}
+        if self._group.rank != 0:
+            raise RankFinished
+        return facts
+
+    def _forward(self, index: int, part: Part, objective: Objective) -> Tensor:
+        (inputs, labels), share = part
+        leaves = [self._messenger.receive(self._stage - 1) for _ in self._own.received]
+        # Clones, because a stage may begin with an operator that works in place, which a leaf does not allow.
+        entering = [each.clone() if isinstance(each, Tensor) and each.requires_grad else each for each in leaves]
+        with objective.autocast():
+            outputs = self._own.module(*inputs, *entering)
+        self._leaves[index] = leaves
+        if self._stage == self._last:
+            loss = objective.judge(outputs, (inputs, labels)) * share
+            self._results[index] = [loss]
+            return loss.detach()
+        for value in outputs:
+            self._messenger.send(value, self._stage + 1)
+        self._results[index] = [each for each in outputs if isinstance(each, Tensor) and each.requires_grad]
+        return torch.zeros(())
+
+    def _backward(self, index: int) -> None:
+        results, leaves = self._results.pop(index), self._leaves.pop(index)
+        if self._stage == self._last:
+            results[0].backward()
+        else:
+            torch.autograd.backward(results, self._messenger.receive_gradients(results, self._stage + 1))
+        if self._stage > 0:
+            self._messenger.send_gradients(leaves, self._stage - 1)
+
+    def _sum_shared(self, parameter: nn.Parameter) -> None:
+        mine = parameter.grad
+        own = torch.zeros(self._shapes[parameter]) if mine is None else mine
+        total = self._group.sum(own, "pipeline")
+        if mine is not None:
+            mine.copy_(total)
+
+
+def schedule(kind: str, stage: int, num_stages: int, num_parts: int) -> list[Move]:
+    """Return the order in which a stage computes the micro-batches."""
+    ahead = num_parts if kind == "gpipe" else min(num_stages - 1 - stage, num_parts)
+    moves: list[Move] = [("forward", index) for index in range(ahead)]
+    for index in range(ahead, num_parts):
+        moves += [("forward", index), ("backward", index - ahead)]
+    return [*moves, *(("backward", index) for index in range(num_parts - ahead, num_parts))]
+
+
+def _check_layers(module: nn.Module, num_microbatches: int) -> None:
+    layer = next((each for each in module.modules() if isinstance(each, _BatchNorm | FakeActivation)), None)
+    if layer is not None and num_microbatches > 1:
+        what = "batch norms" if isinstance(layer, _BatchNorm) else "simulated activation ranges"
+        raise RecipeRefused(
+            f"the model has {what}, which would see one of {num_microbatches} micro-batches at a time",
+            code="batch_norm_in_pipeline",
+            fix="Set num_microbatches to 1, or use data instead of pipeline.",
+        )

@@ -1,0 +1,142 @@
+"""How the training loop uses a plan: what it asks for, and the answer of one process alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from worker.engine.devices import mixed_precision
+from worker.engine.training.examples import Batch
+
+Fact = float | int | str | bool | None
+Predict = Callable[..., tuple[Tensor, ...]]
+Part = tuple[Batch, float]
+"""Some examples, and the share of the batch's mean loss that their own mean loss has."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training lowers, in two halves, because they may happen on different ranks."""
+
+    loss: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
+    precision: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context of the forward pass."""
+        return mixed_precision(self.device, bf16=self.precision == "bf16")
+
+    def judge(self, outputs: tuple[Tensor, ...], batch: Batch) -> Tensor:
+        """Return the mean loss of a part's outputs, which are brought to float32."""
+        outputs = tuple(each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
+        return self.loss(outputs, *batch)
+
+    def compute(self, predict: Predict, part: Part) -> Tensor:
+        """Return a part's contribution to the batch's loss."""
+        (inputs, labels), share = part
+        with self.autocast():
+            outputs = predict(*inputs)
+        return self.judge(outputs, (inputs, labels)) * share
+
+
+class Strategy(Protocol):
+    """One rank's way of training a module. Every method is called on all ranks, in the same order."""
+
+    mesh: str
+    """The plan in words; "one process" without one."""
+    rank: int
+    num_shares: int
+    """Into how many shares each part of a batch is cut, and which of them is this rank's."""
+    share: int
+    num_stages: int
+    """Ranks among which the layers are dealt out."""
+    seed_offset: int
+    """Added to the seed of dropout: ranks with different examples or layers drop different activations."""
+
+    def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the module's outputs on every rank, for measuring."""
+
+    def backward(self, parts: Sequence[Part], objective: Objective) -> Tensor:
+        """Leave the gradients of the whole batch in the parameters; return its loss, the same on every rank."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        """Scale the gradients so that the norm over all parameters, wherever they are, is at most `max_norm`."""
+
+    def held(self, parameter: nn.Parameter) -> nn.Parameter | None:
+        """Return what this rank trains in a parameter's place; None where other ranks do."""
+
+    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """Return this rank's part of a tensor of a parameter's whole shape."""
+
+    def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
+        """Return the whole of which this rank and others each hold a part."""
+
+    def gather(self, value: object) -> list[Any]:
+        """Return a small value of every rank, in their order."""
+
+    def decide(self, answer: bool) -> bool:
+        """Return rank 0's answer, so that all do the same; cheap enough for every step."""
+
+    def meet(self) -> None:
+        """Wait for all ranks; unlike anywhere else, one of them may be busy for minutes, e.g. with a slow disk."""
+
+    def finish(self) -> dict[str, Fact]:
+        """Bring the whole weights together in rank 0's module, as it was before the plan, and return the facts of the
+        run. Raises RankFinished on every other rank."""
+
+
+@dataclass
+class Alone:
+    """One process, the whole batch."""
+
+    module: nn.Module
+    mesh: str = field(default="one process", init=False)
+    rank: int = field(default=0, init=False)
+    num_shares: int = field(default=1, init=False)
+    share: int = field(default=0, init=False)
+    num_stages: int = field(default=1, init=False)
+    seed_offset: int = field(default=0, init=False)
+
+    def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs: tuple[Tensor, ...] = self.module(*inputs)
+        return outputs
+
+    def backward(self, parts: Sequence[Part], objective: Objective) -> Tensor:
+        total = torch.zeros((), device=objective.device)
+        for part in parts:
+            loss = objective.compute(self.module, part)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def held(self, parameter: nn.Parameter) -> nn.Parameter:
+        return parameter
+
+    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:  # noqa: ARG002
+        return whole
+
+    def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:  # noqa: ARG002
+        return part
+
+    def gather(self, value: object) -> list[Any]:
+        return [value]
+
+    def decide(self, answer: bool) -> bool:
+        return answer
+
+    def meet(self) -> None:
+        pass
+
+    def finish(self) -> dict[str, Fact]:
+        return {}
+
+
+def scale_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
+    """Do what torch's clip_grad_norm_ does once the norm is known."""
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
