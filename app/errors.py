@@ -4,12 +4,16 @@
       NotFound                 no such thing, or not yours
       Conflict                 the thing is in a state that forbids this
         NotReady               an upload is still being checked
+        OffsetMismatch         bytes were sent for another place of a resumable upload
       InvalidRequest           the request does not fit; `errors` lists every problem with its place
       IdempotencyMismatch      an Idempotency-Key was used before with another request
       UnsupportedFormat        the bytes are in a format that Pare does not take
       TooLarge                 more bytes than the limit
       RangeNotSatisfiable      a byte range outside the file
       PreconditionFailed       the thing is not in the version the client expects
+        VersionUnsupported     a resumable upload in another version of the protocol
+      ChecksumMismatch         bytes arrived changed
+      Gone                     there was such a thing, but its time is over
       StorageFull              no space left for the bytes
       StorageCorrupt           stored bytes do not match their digest
         BlobMissing            stored bytes are gone
@@ -76,6 +80,17 @@ class NotReady(Conflict):
     retryable = True
 
 
+class OffsetMismatch(Conflict):
+    """The upload goes on at another offset."""
+
+    code = "offset_mismatch"
+    fix = "Go on at the offset in the Upload-Offset header; HEAD on the upload says it as well."
+
+    def __init__(self, offset: int | None = None, detail: str | None = None) -> None:
+        self.offset = offset
+        super().__init__(detail or f"the upload goes on at offset {offset}")
+
+
 class InvalidRequest(PareError):
     """The request does not fit."""
 
@@ -126,6 +141,28 @@ class PreconditionFailed(PareError):
 
     code = "precondition_failed"
     fix = "Read it again and use the current ETag."
+
+
+class VersionUnsupported(PreconditionFailed):
+    """Resumable uploads follow version 1.0.0 of the tus protocol."""
+
+    code = "tus_version"
+    fix = "Send the header `Tus-Resumable: 1.0.0`."
+
+
+class ChecksumMismatch(PareError):
+    """The bytes are not those of the checksum; they were dropped."""
+
+    code = "checksum_mismatch"
+    fix = "Send them again."
+    retryable = True
+
+
+class Gone(PareError):
+    """The time of this thing is over."""
+
+    code = "gone"
+    fix = "Begin again."
 
 
 class StorageFull(PareError):

@@ -1,6 +1,7 @@
 """The API application: the only place where its parts are put together."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -19,6 +20,7 @@ from app.api import (
     jobs,
     models,
     problems,
+    resumable,
     techniques,
     webhooks,
     workers,
@@ -33,7 +35,7 @@ from app.settings import Settings, load_settings
 from app.storage import open_storage
 
 VERSION = "0.1.0"
-UPLOAD_PATHS = frozenset({"/v1/models", "/v1/datasets"})
+UPLOAD_PATHS = re.compile(r"/v1/(models|datasets|uploads/[^/]*)")
 """They limit and stream their bodies themselves."""
 FORGET_INTERVAL_SECONDS = 3600.0
 
@@ -71,19 +73,8 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
     if local_only:
         app.add_middleware(LocalityMiddleware, host=settings.host)
     app.add_middleware(CorrelationIdMiddleware)
-    for noun in (
-        models,
-        datasets,
-        techniques,
-        architectures,
-        jobs,
-        distillations,
-        events,
-        artifacts,
-        webhooks,
-        workers,
-        health,
-    ):
+    files = (models, datasets, resumable, artifacts)
+    for noun in (*files, techniques, architectures, jobs, distillations, events, webhooks, workers, health):
         app.include_router(noun.router)
     return app
 

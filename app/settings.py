@@ -39,10 +39,12 @@ class Settings(BaseSettings):
     broker_url: str = "redis://127.0.0.1:6379/0"
     """Redis or Valkey, carries wake-up hints only."""
     storage_url: str = ""
-    """Where uploads and artifacts are kept: file:///...; empty means `store` in data_dir."""
+    """Where files are kept: file:///... or s3://bucket/prefix?endpoint=...; empty means `store` in data_dir."""
 
     storage_reserve_bytes: int = Field(256 * MIB, ge=0)
     """Uploads and artifacts are refused when the disk of the store would have less than this left."""
+    download_link_seconds: int = Field(300, ge=0, le=900)
+    """On S3, downloads are answered with a link to the store that is good for this long; 0: Pare sends the bytes."""
     collect_interval_seconds: float = Field(300, ge=0)
     """How often the dispatcher removes files that nothing needs any more; 0: never."""
     collect_grace_seconds: float = Field(3600, ge=0)
@@ -59,6 +61,8 @@ class Settings(BaseSettings):
     """Largest model upload."""
     max_dataset_bytes: int = Field(32 * GIB, ge=1)
     """Largest dataset upload."""
+    upload_expiry_seconds: float = Field(24 * 3600, gt=0)
+    """A resumable upload to which nothing was added for this long is forgotten."""
     max_body_bytes: int = Field(1 * MIB, ge=1)
     """Largest JSON body."""
 

@@ -11,8 +11,8 @@ from pare.errors import JobCancelled, JobFailed, UploadRejected, UsageError, Wai
 from pare.events import follow
 from pare.metrics import Metrics
 from pare.records import Artifact, Dataset, Event, Job, Model, Technique, Worker, read
-from pare.transfer import OnBytes, download, upload
-from pare.transport import Transport
+from pare.transfer import download, upload
+from pare.transport import OnBytes, Transport
 
 OnEvent = Callable[[Event], None]
 _ONNX_HEAD = re.compile(rb"\x08[\x03-\x1e][\x12\x1a\x22\x28\x32\x3a\x42\x72]", re.DOTALL)

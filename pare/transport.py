@@ -13,6 +13,8 @@ from pare.errors import NotReachable, PareError, Refused, UsageError, refused
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Reads wait longer than the 15 s between the service's keep-alive comments on an event stream.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=60.0, write=60.0, pool=5.0)
+OnBytes = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
 _BUSY = (429, 502, 503, 504)
 _MAX_RETRY_AFTER_SECONDS = 30.0
 
@@ -56,6 +58,7 @@ class Transport:
         headers: dict[str, str] | None = None,
         repeatable: bool | None = None,
         accept_statuses: tuple[int, ...] = (),
+        timeout: httpx2.Timeout = TIMEOUT,
     ) -> httpx2.Response:
         """Send one request and return its successful answer.
 
@@ -68,7 +71,9 @@ class Transport:
         def send() -> httpx2.Response:
             nonlocal tries
             tries += 1
-            response = self._http.request(method, path, params=_present(params), json=json, headers=headers)
+            response = self._http.request(
+                method, path, params=_present(params), json=json, headers=headers, timeout=timeout
+            )
             if response.is_success or response.status_code in accept_statuses:
                 return response
             # The first DELETE may have done it before its answer was lost.

@@ -11,6 +11,7 @@ from app.db.session import Database
 from app.settings import Settings
 from app.storage import Storage, open_storage
 from tests.postgres import PostgresServer
+from tests.s3 import S3_CREDENTIALS, S3Server
 
 ENGINES = ("sqlite", "postgresql")
 LONG_FILES = (
@@ -95,6 +96,21 @@ def database(database_url: str) -> Iterator[Database]:
 def settings(tmp_path: Path, sqlite_url: str) -> Settings:
     """The default settings, with everything under the test's directory."""
     return Settings(data_dir=tmp_path, database_url=sqlite_url)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a fresh bucket on a real S3 server, with its credentials in the environment."""
+    for name, value in S3_CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return s3_server.create_bucket()
 
 
 @pytest.fixture

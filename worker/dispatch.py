@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from app.db.session import Database
 from app.errors import PareError
 from app.files.collect import collect
+from app.files.resumable import forget_uploads
 from app.jobs import (
     Hint,
     advance_parents,
@@ -174,8 +175,9 @@ class Dispatcher:
             return {kind: int(channel.queue_declare(name_queue(kind)).message_count) for kind in DEVICE_KINDS}
 
     def _collect(self) -> bool:
-        if self._settings.keep_job_files_days:
-            with self._database.session() as session:
+        with self._database.session() as session:
+            forget_uploads(session)
+            if self._settings.keep_job_files_days:
                 forget_files(session, self._settings.keep_job_files_days)
         collected = collect(self._database, self._storage, self._settings.collect_grace_seconds)
         if collected:

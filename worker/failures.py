@@ -10,10 +10,12 @@ AttemptEnded           the engine must go now
 import re
 import signal
 
+from app.errors import StorageFull
 from app.recipes.plan import EngineError
 
 _DEFECT = "Look at the job's log; if the model and recipe are right, report this as a defect of Pare."
 _MEMORY_WORDS = re.compile(rb"MemoryError|can't allocate memory|bad_alloc|out of memory|Cannot allocate memory", re.I)
+_DISK_WORDS = re.compile(rb"No space left on device|Disk quota exceeded")
 _SETUP_FAILED = 97
 
 
@@ -64,6 +66,13 @@ def describe_exit(status: int, log_tail: bytes) -> EngineError:
             code="out_of_memory",
             detail=f"the engine ran out of memory and ended with status {status}",
             fix="Use a smaller model or batch_size, or raise PARE_ENGINE_MEMORY_BYTES.",
+        )
+    if _DISK_WORDS.search(log_tail):  # it could not even write down that it could not write
+        return EngineError(
+            code="storage_full",
+            detail=f"the disk of the worker has no space for the job's files; the engine ended with status {status}",
+            fix=StorageFull.fix,
+            retryable=True,
         )
     if status == _SETUP_FAILED and b"sandbox:" in log_tail:
         return defect("sandbox_failed", "the sandbox of the engine could not be made", retryable=True)

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from app.api.downloads import Content, answer_content
 from app.api.jobs import JobId
-from app.api.openapi import problems
+from app.api.openapi import LOCATION, problems
 from app.api.owner import Owner
 from app.api.service import Parts
 from app.api.views import SelfLink, View
@@ -81,6 +81,10 @@ _WHOLE = ("ETag", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
     responses={
         200: {"description": "The whole file.", "content": _BYTES, "headers": _headers(*_WHOLE)},
         206: {"description": "One range of it.", "content": _BYTES, "headers": _headers(*_WHOLE, "Content-Range")},
+        307: {
+            "description": "The bytes are in the object store; the link is good for some minutes, for ranges too.",
+            "headers": {**_headers("ETag", "Repr-Digest"), "Location": LOCATION},
+        },
         304: {"description": "The client has this file.", "headers": _headers("ETag", "Repr-Digest", "Accept-Ranges")},
         **problems(404, 412, 416),
     },
@@ -108,8 +112,9 @@ def download_artifact(
         row = session.scalar(query)
     if row is None:
         raise NotFound(f"there is no artifact {artifact_id}")
+    section = owner_storage(service.storage, owner)
     content = Content(row.sha256, row.size_bytes, row.media_type, row.name)
-    return answer_content(request, owner_storage(service.storage, owner), content)
+    return answer_content(request, section, content, service.settings.download_link_seconds)
 
 
 def _describe(row: ArtifactRow) -> ArtifactView:

@@ -4,20 +4,19 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
 
 from app.api.cursors import Cursor, Limit, read_page
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
 from app.api.service import Parts
-from app.api.uploads import REQUEST_BODY, Name, receive_blob
+from app.api.uploads import REQUEST_BODY, Name, take_file
 from app.api.views import ErrorView, SelfLink, View
 from app.db.tables import DatasetRow
-from app.files import hold
 from app.jobs.uploads import add_dataset, delete_upload, get_upload
 from app.recipes.facts import DatasetFacts
 from app.recipes.plan import DatasetFormat
-from app.storage import owner_storage
+from app.storage import Blob
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
@@ -65,7 +64,7 @@ class DatasetPage(View):
     operation_id="upload_dataset",
     status_code=201,
     response_model=DatasetView,
-    responses={201: CREATED, **problems(413, 415, 422, 507)},
+    responses={201: CREATED, **problems(400, 404, 409, 410, 413, 415, 422, 460, 507)},
     openapi_extra=REQUEST_BODY,
 )
 async def upload_dataset(
@@ -83,16 +82,13 @@ async def upload_dataset(
     name: Name = "dataset",
 ) -> DatasetView:
     """Upload a dataset: the body is the file, streamed. It is checked in a sandbox before it can be used."""
-    section = owner_storage(service.storage, owner)
-    blob = await receive_blob(request, section, service.settings.max_dataset_bytes)
 
-    def add() -> DatasetView:
-        with service.database.session() as session:
-            hold(session, section, [blob])
-            row = add_dataset(session, service.settings, owner=owner, name=name, format=format, blob=blob)
-            return describe_dataset(row)
+    def add(session: Session, blob: Blob) -> DatasetRow:
+        return add_dataset(session, service.settings, owner=owner, name=name, format=format, blob=blob)
 
-    dataset = await run_in_threadpool(add)
+    dataset = describe_dataset(
+        await take_file(request, service, owner, service.settings.max_dataset_bytes, DatasetRow, add)
+    )
     response.headers["Location"] = dataset.links.self
     return dataset
 

@@ -39,8 +39,8 @@ class Content:
         return f"sha-256=:{base64.b64encode(bytes.fromhex(self.sha256)).decode()}:"
 
 
-def answer_content(request: Request, section: Section, content: Content) -> Response:
-    """Return 200, 206 or 304; raises PreconditionFailed (412) and RangeNotSatisfiable (416)."""
+def answer_content(request: Request, section: Section, content: Content, redirect_seconds: int = 0) -> Response:
+    """Return 200, 206, 304, or 307 to the store; raises PreconditionFailed (412) and RangeNotSatisfiable (416)."""
     given = {name: request.headers.get(name) for name in ("if-match", "if-none-match", "if-range", "range")}
     headers = {
         "ETag": content.etag,
@@ -52,6 +52,12 @@ def answer_content(request: Request, section: Section, content: Content) -> Resp
         raise PreconditionFailed(f"the file's ETag is {content.etag}")
     if given["if-none-match"] is not None and _matches(given["if-none-match"], content.etag, weak=True):
         return Response(status_code=304, headers=headers)
+    if redirect_seconds and not request.scope.get(HEAD_ONLY):
+        link = section.link(content.sha256, redirect_seconds)
+        if link is not None:
+            if not section.exists(content.sha256):
+                section.open(content.sha256)  # raises what is the matter
+            return Response(status_code=307, headers=headers | {"Location": link, "Cache-Control": "no-store"})
     headers["Content-Disposition"] = f'attachment; filename="{content.file_name}"'
     applies = given["if-range"] is None or given["if-range"].strip() == content.etag
     part = parse_range(given["range"], content.size_bytes) if given["range"] is not None and applies else None

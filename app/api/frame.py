@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import answer_unexpected, make_problem
+from app.api.problems import TUS_VERSION, answer_unexpected, make_problem
 from app.errors import TooLarge, UnsupportedFormat
 
 CLOSE = {"Connection": "close"}
@@ -32,6 +32,8 @@ ANSWER_HEADERS = {
 }
 """On every answer that does not set them itself."""
 
+RESUMABLE_PATH = "/v1/uploads"
+
 log = structlog.get_logger(__name__)
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
@@ -39,7 +41,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 class FrameMiddleware:
     """What the framework does not do for a request."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, upload_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, upload_paths: re.Pattern[str]) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._upload_paths = upload_paths
@@ -61,11 +63,13 @@ class FrameMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in ANSWER_HEADERS.items():
                     headers.setdefault(name, value)
+                if scope["path"].startswith(RESUMABLE_PATH):
+                    headers["Tus-Resumable"] = TUS_VERSION  # on errors as well
             elif head_only:
                 message = {**message, "body": b""}
             await send(message)
 
-        max_bytes = None if scope["path"] in self._upload_paths else self._max_body_bytes
+        max_bytes = None if self._upload_paths.fullmatch(scope["path"]) else self._max_body_bytes
         pace = _Pace(receive, max_bytes)
         try:
             refusal = _refuse(Headers(scope=scope), max_bytes)

@@ -5,21 +5,20 @@ from typing import Annotated, Literal, NoReturn
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from sqlalchemy import select
-from starlette.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
 
 from app.api.cursors import Cursor, Limit, read_page
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
 from app.api.service import Parts
-from app.api.uploads import REQUEST_BODY, Name, receive_blob
+from app.api.uploads import REQUEST_BODY, Name, take_file
 from app.api.views import ErrorView, SelfLink, View
 from app.db.tables import ModelRow
 from app.errors import InvalidRequest, Problem
-from app.files import hold
 from app.jobs.uploads import add_model, delete_upload, get_upload
 from app.recipes.architectures import MAX_TEXT, UnknownArchitecture, parse_architecture
 from app.recipes.facts import ModelFacts
-from app.storage import owner_storage
+from app.storage import Blob
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -75,7 +74,7 @@ class ModelPage(View):
     operation_id="upload_model",
     status_code=201,
     response_model=ModelView,
-    responses={201: CREATED, **problems(413, 415, 422, 507)},
+    responses={201: CREATED, **problems(400, 404, 409, 410, 413, 415, 422, 460, 507)},
     openapi_extra=REQUEST_BODY,
 )
 async def upload_model(
@@ -97,24 +96,13 @@ async def upload_model(
 ) -> ModelView:
     """Upload a model: the body is the file, streamed. It is checked in a sandbox before it can be used."""
     check_architecture(format, architecture)
-    section = owner_storage(service.storage, owner)
-    blob = await receive_blob(request, section, service.settings.max_model_bytes)
 
-    def add() -> ModelView:
-        with service.database.session() as session:
-            hold(session, section, [blob])
-            row = add_model(
-                session,
-                service.settings,
-                owner=owner,
-                name=name,
-                format=format,
-                blob=blob,
-                architecture=architecture,
-            )
-            return describe_model(row)
+    def add(session: Session, blob: Blob) -> ModelRow:
+        return add_model(
+            session, service.settings, owner=owner, name=name, format=format, blob=blob, architecture=architecture
+        )
 
-    model = await run_in_threadpool(add)
+    model = describe_model(await take_file(request, service, owner, service.settings.max_model_bytes, ModelRow, add))
     response.headers["Location"] = model.links.self
     return model
 

@@ -20,6 +20,7 @@ and no body. Lists are newest first. Times are RFC 3339 in UTC. Ids are opaque.
 TAGS = [
     {"name": "models", "description": "Uploaded, immutable programs."},
     {"name": "datasets", "description": "Uploaded, immutable examples."},
+    {"name": "uploads", "description": "Files on their way in, resumable: the tus protocol, version 1.0.0."},
     {"name": "techniques", "description": "What can stand in a recipe."},
     {"name": "jobs", "description": "Requests to run a recipe on a model."},
     {"name": "artifacts", "description": "The files jobs made."},
@@ -43,11 +44,13 @@ MEANINGS = {
     400: "The request cannot be read, or its cursor or Idempotency-Key is not valid.",
     404: "There is no such thing.",
     409: "The state of the thing forbids this.",
-    412: "The file is not the one the request expects.",
+    410: "The time of the thing is over.",
+    412: "The file, or the version of the protocol, is not the one the request expects.",
     413: "The body is larger than the limit.",
     415: "The body is in a format, or an encoding, that is not taken.",
     416: "The range lies outside the file.",
     422: "The request does not fit; `errors` names every place.",
+    460: "The bytes are not those of the checksum; they were dropped.",
     500: "Something went wrong in Pare.",
     503: "A part the service depends on does not answer.",
     507: "There is no space left in storage.",
@@ -105,5 +108,6 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
     responses.update({str(status): _describe_problem(status) for status in statuses})
     for status, response in responses.items():
         response.setdefault("headers", {})["X-Request-ID"] = REQUEST_ID
-        response.setdefault("description", HTTPStatus(int(status)).phrase)
+        if "description" not in response:
+            response["description"] = HTTPStatus(int(status)).phrase
     operation["responses"] = dict(sorted(responses.items()))

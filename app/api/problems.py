@@ -13,10 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from app.errors import (
+    ChecksumMismatch,
     Conflict,
+    Gone,
     IdempotencyMismatch,
     InvalidRequest,
     NotFound,
+    OffsetMismatch,
     PareError,
     PreconditionFailed,
     Problem,
@@ -26,13 +29,20 @@ from app.errors import (
     TooLarge,
     Unavailable,
     UnsupportedFormat,
+    VersionUnsupported,
 )
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
 """A request with more mistakes than this gets the first ones."""
 
-STATUSES: dict[type[PareError], HTTPStatus] = {
+CHECKSUM_MISMATCH = 460
+"""As the tus protocol says; the standard has no status for it."""
+TUS_VERSION = "1.0.0"
+
+STATUSES: dict[type[PareError], int] = {
+    ChecksumMismatch: CHECKSUM_MISMATCH,
+    Gone: HTTPStatus.GONE,
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
     PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
@@ -45,9 +55,12 @@ STATUSES: dict[type[PareError], HTTPStatus] = {
     StorageCorrupt: HTTPStatus.SERVICE_UNAVAILABLE,
     StorageFull: HTTPStatus.INSUFFICIENT_STORAGE,
 }
-CODE_STATUSES = {"invalid_cursor": HTTPStatus.BAD_REQUEST, "invalid_idempotency_key": HTTPStatus.BAD_REQUEST}
+CODE_STATUSES: dict[str, int] = {
+    "invalid_cursor": HTTPStatus.BAD_REQUEST,
+    "invalid_idempotency_key": HTTPStatus.BAD_REQUEST,
+}
 """Codes whose status is not that of their class."""
-RETRY_AFTER_SECONDS = {HTTPStatus.SERVICE_UNAVAILABLE: 2, HTTPStatus.INSUFFICIENT_STORAGE: 60}
+RETRY_AFTER_SECONDS: dict[int, int] = {HTTPStatus.SERVICE_UNAVAILABLE: 2, HTTPStatus.INSUFFICIENT_STORAGE: 60}
 
 FRAMEWORK_FIXES = {
     HTTPStatus.BAD_REQUEST: "Send a request that follows the API description at /openapi.json.",
@@ -140,7 +153,7 @@ def make_problem(
     return Response(content, status_code=int(status), media_type=MEDIA_TYPE, headers=headers)
 
 
-def status_of(error: PareError) -> HTTPStatus:
+def status_of(error: PareError) -> int:
     """Return the HTTP status of one of our errors."""
     if error.code in CODE_STATUSES:
         return CODE_STATUSES[error.code]
@@ -153,7 +166,7 @@ def status_of(error: PareError) -> HTTPStatus:
 def _answer_ours(_request: Request, error: Exception) -> Response:
     assert isinstance(error, PareError)
     status = status_of(error)
-    if status is HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return answer_unexpected(error)
     headers: dict[str, str] = {}
     if status >= 500:
@@ -162,6 +175,10 @@ def _answer_ours(_request: Request, error: Exception) -> Response:
             headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
     if isinstance(error, RangeNotSatisfiable):
         headers |= {"Content-Range": f"bytes */{error.size_bytes}", "Accept-Ranges": "bytes"}
+    if isinstance(error, OffsetMismatch) and error.offset is not None:
+        headers["Upload-Offset"] = str(error.offset)
+    if isinstance(error, VersionUnsupported):
+        headers["Tus-Version"] = TUS_VERSION
     if isinstance(error, TooLarge):
         headers["Connection"] = "close"  # the rest of the body is not worth reading
     places = error.errors if isinstance(error, InvalidRequest) else None

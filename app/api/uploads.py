@@ -1,13 +1,30 @@
-"""Upload bodies into storage: a megabyte in memory at a time, hashed on the way, nothing left behind on any failure."""
+"""Files into storage: a megabyte in memory at a time, hashed on the way, nothing left behind on any failure.
 
-from typing import Annotated
+A file is the body of the request, or it was sent before, part by part (app/api/resumable.py), and the body names it.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.errors import InvalidRequest, Problem, TooLarge, UnsupportedFormat
-from app.storage import Blob, BlobWriter, Section
-from app.storage.base import CHUNK_BYTES
+from app.api.service import Service
+from app.db.tables import DatasetRow, ModelRow
+from app.errors import Conflict, InvalidRequest, PareError, Problem, TooLarge, UnsupportedFormat
+from app.files import hold
+from app.files.resumable import Completion, assemble, end_upload, find_upload, finish_upload, list_parts
+from app.jobs.uploads import get_upload
+from app.recipes.base import Spec
+from app.storage import Blob, BlobWriter, Section, owner_storage, upload_storage
+from app.storage.base import CHUNK_BYTES, check_digest
+
+Made = TypeVar("Made", ModelRow, DatasetRow)
 
 Name = Annotated[
     str,
@@ -21,14 +38,50 @@ Name = Annotated[
     ),
 ]
 
-REQUEST_BODY = {
+
+class CompletionRequest(Spec):
+    """The file is one that was sent to /v1/uploads."""
+
+    upload_id: str = Field(pattern=r"^upl_[a-z0-9]{26}$", examples=["upl_k3v0q7m2c9x1f8z5a4b6n0p2r7"])
+    """The upload, all of whose bytes have arrived. It makes one model or dataset, however often this is sent."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the whole file, in hexadecimal."""
+
+
+REQUEST_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The bytes of the file, as they are (no multipart).",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
+        "description": "The bytes of the file, as they are (no multipart); or, as JSON, which resumable upload it is.",
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}},
+            "application/json": {"schema": CompletionRequest.model_json_schema()},
+        },
     }
 }
 """For the API description: the endpoint reads the stream itself."""
+
+
+async def take_file(
+    request: Request,
+    service: Service,
+    owner: str,
+    max_bytes: int,
+    table: type[Made],
+    add: Callable[[Session, Blob], Made],
+) -> Made:
+    """Store the file that the body is, or names, and add what it is."""
+    if request.headers.get("content-type", "").lower().startswith("application/json"):
+        completion = await _read_completion(request, service.settings.max_body_bytes)
+        return await run_in_threadpool(_complete, service, owner, completion, max_bytes, table, add)
+    section = owner_storage(service.storage, owner)
+    blob = await receive_blob(request, section, max_bytes)
+
+    def write() -> Made:
+        with service.database.session() as session:
+            hold(session, section, [blob])
+            return add(session, blob)
+
+    return await run_in_threadpool(write)
 
 
 async def receive_blob(request: Request, section: Section, max_bytes: int) -> Blob:
@@ -65,3 +118,72 @@ async def _receive(request: Request, writer: BlobWriter, max_bytes: int) -> int:
     if waiting:
         await run_in_threadpool(writer.write, bytes(waiting))
     return num_bytes
+
+
+async def _read_completion(request: Request, max_bytes: int) -> Completion:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise TooLarge(f"the body has more than {max_bytes} bytes")
+    try:
+        asked = CompletionRequest.model_validate(json.loads(body))
+    except ValidationError as error:
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from None
+    except (ValueError, RecursionError) as error:
+        place, message = getattr(error, "pos", 0), getattr(error, "msg", "it cannot be read")
+        described = {"type": "json_invalid", "loc": ("body", place), "msg": message, "ctx": {"error": message}}
+        raise RequestValidationError([described]) from None
+    return Completion(asked.upload_id, asked.sha256)
+
+
+def _complete(
+    service: Service,
+    owner: str,
+    completion: Completion,
+    max_bytes: int,
+    table: type[Made],
+    add: Callable[[Session, Blob], Made],
+) -> Made:
+    """Make a model or dataset of a resumable upload, or return the one that was made of it before."""
+    upload_id, database, storage = completion.upload_id, service.database, service.storage
+    with database.read() as session:
+        upload = find_upload(session, owner, upload_id)
+        if upload.made is not None:
+            return _find_made(session, table, owner, upload.made, completion)
+        is_too_large = upload.size_bytes > max_bytes
+        parts = [] if is_too_large else list_parts(session, upload)
+    if is_too_large:  # the limit is that of the noun, which nobody knew when the upload began
+        discard_upload(service, owner, upload_id)
+        raise TooLarge(f"the upload has {upload.size_bytes} bytes; the limit is {max_bytes}")
+    blob = assemble(storage, owner, completion, parts)
+    with database.session() as session:
+        upload = find_upload(session, owner, upload_id, for_update=True)
+        if upload.made is not None:
+            return _find_made(session, table, owner, upload.made, completion)
+        hold(session, owner_storage(storage, owner), [blob])
+        made = add(session, blob)
+        finish_upload(session, upload, made.id, service.settings.upload_expiry_seconds)
+    _clear(service, upload_id)
+    return made
+
+
+def discard_upload(service: Service, owner: str, upload_id: str) -> None:
+    """Forget a resumable upload and delete its bytes."""
+    with service.database.session() as session:
+        end_upload(session, owner, upload_id)
+    _clear(service, upload_id)
+
+
+def _find_made(session: Session, table: type[Made], owner: str, made: str, completion: Completion) -> Made:
+    noun = "model" if made.startswith("mdl_") else "dataset"
+    if table.__tablename__ != f"{noun}s":
+        raise Conflict(f"the upload was made {noun} {made}", code="upload_used", fix="Upload the file again.")
+    row = get_upload(session, table, owner, made)
+    check_digest(Blob(row.sha256, row.size_bytes), completion.sha256)
+    return row
+
+
+def _clear(service: Service, upload_id: str) -> None:
+    with suppress(PareError):  # the collector takes what is left
+        upload_storage(service.storage, upload_id).clear()

@@ -206,6 +206,37 @@ class CheckpointRow(Base):
     created_at: Mapped[datetime]
 
 
+class UploadRow(Base):
+    """A file on its way in, part by part, until a model or a dataset is made of it."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), index=True)
+    size_bytes: Mapped[int]
+    """Of the whole file."""
+    offset_bytes: Mapped[int]
+    """What has arrived, and is safe."""
+    description: Mapped[str | None] = mapped_column(Text)
+    """The Upload-Metadata header, as it was sent."""
+    made: Mapped[str | None] = mapped_column(String(40))
+    """The model or dataset that was made of it; its parts are gone then."""
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class UploadPartRow(Base):
+    """Bytes of a resumable upload that are safe: a blob in the upload's own section of storage."""
+
+    __tablename__ = "upload_parts"
+
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id", ondelete="CASCADE"), primary_key=True)
+    start_bytes: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Where in the file it begins."""
+    size_bytes: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
+
+
 class OutboxRow(Base):
     """A wake-up hint to publish, written in the transaction that queued its job."""
 

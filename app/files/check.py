@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from sqlalchemy import Select, select
 
 from app.db.session import Database
-from app.db.tables import ArtifactRow, CheckpointRow, DatasetRow, JobRow, LogRow, ModelRow
+from app.db.tables import ArtifactRow, CheckpointRow, DatasetRow, JobRow, LogRow, ModelRow, UploadPartRow, UploadRow
 from app.errors import BlobMissing, StorageCorrupt
 from app.files.collect import find_unnamed
 from app.storage import Section, Storage
-from app.storage.sections import CHECKPOINTS, name_owner_section
+from app.storage.sections import CHECKPOINTS, UPLOADS, name_owner_section
+
+APART = {"checkpoint of job": CHECKPOINTS, "part of upload": UPLOADS}
+"""What does not lie with its owner's files -> the kind of section."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,8 @@ def _list_named(database: Database) -> dict[tuple[str, str], tuple[int, tuple[st
     with database.read() as session:
         for noun, query in _queries().items():
             for owner, row_id, sha256, size_bytes in session.execute(query):
-                is_checkpoint = noun == "checkpoint of job"
-                section = f"{CHECKPOINTS}/{row_id}" if is_checkpoint else name_owner_section(owner)
+                kind = APART.get(noun)
+                section = f"{kind}/{row_id}" if kind else name_owner_section(owner)
                 _, others = named.get((section, sha256), (0, ()))
                 named[section, sha256] = (size_bytes, (*others, f"{noun} {row_id}"))
     return named
@@ -92,5 +95,8 @@ def _queries() -> dict[str, Select[str, str, str, int]]:
         "log of job": of_jobs.add_columns(LogRow.sha256, LogRow.size_bytes).join(LogRow, LogRow.job_id == JobRow.id),
         "checkpoint of job": of_jobs.add_columns(CheckpointRow.sha256, CheckpointRow.size_bytes).join(
             CheckpointRow, CheckpointRow.job_id == JobRow.id
+        ),
+        "part of upload": select(UploadRow.owner, UploadRow.id, UploadPartRow.sha256, UploadPartRow.size_bytes).join(
+            UploadPartRow, UploadPartRow.upload_id == UploadRow.id
         ),
     }

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from sqlalchemy import Select, func, select, union_all
 from sqlalchemy.orm import Session
 
-from app.db.tables import ArtifactRow, CheckpointRow, DatasetRow, JobRow, LogRow, ModelRow
+from app.db.tables import ArtifactRow, CheckpointRow, DatasetRow, JobRow, LogRow, ModelRow, UploadPartRow
 from app.errors import BlobMissing
 from app.storage import Blob, Section
 from app.storage import sections as kinds
@@ -50,6 +50,8 @@ def find_named(session: Session, section: str, digests: Iterable[str]) -> set[st
             query = _name_files(name_owner(section), asked)
         case kinds.CHECKPOINTS:
             query = select(CheckpointRow.sha256).where(CheckpointRow.job_id == name, CheckpointRow.sha256.in_(asked))
+        case kinds.UPLOADS:
+            query = select(UploadPartRow.sha256).where(UploadPartRow.upload_id == name, UploadPartRow.sha256.in_(asked))
         case _:
             return set(asked)
     return set(session.scalars(query))

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 from app.errors import ConfigurationError
 from app.storage.base import Blob, BlobWriter, Section, Storage, StoredBlob
 from app.storage.local import LocalStorage
-from app.storage.sections import checkpoint_storage, owner_storage
+from app.storage.sections import checkpoint_storage, owner_storage, upload_storage
 
 __all__ = [
     "Blob",
@@ -18,11 +18,12 @@ __all__ = [
     "checkpoint_storage",
     "open_storage",
     "owner_storage",
+    "upload_storage",
 ]
 
 
 def open_storage(url: str, reserve_bytes: int = 0) -> Storage:
-    """Open the store at a URL, for example file:///var/lib/pare/store.
+    """Open the store at a URL, for example file:///var/lib/pare/store or s3://bucket/prefix?endpoint=https://host.
 
     Nothing is written to a disk of which less than `reserve_bytes` would stay free.
     """
@@ -41,5 +42,15 @@ def _open_local(url: str, reserve_bytes: int) -> Storage:
     return LocalStorage(Path(unquote(parts.path)), reserve_bytes)
 
 
-OPENERS: dict[str, Callable[[str, int], Storage]] = {"file": _open_local}
+def _open_objects(url: str, reserve_bytes: int) -> Storage:
+    try:
+        from app.storage.objects import open_objects
+    except ImportError:
+        raise ConfigurationError(
+            "storage_url is on S3, and the package for that is not installed", fix="pip install 'pare[s3]'"
+        ) from None
+    return open_objects(url, reserve_bytes)
+
+
+OPENERS: dict[str, Callable[[str, int], Storage]] = {"file": _open_local, "s3": _open_objects}
 """One opener per scheme."""

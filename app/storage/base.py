@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
-from app.errors import BlobMissing, PareError, StorageCorrupt
+from app.errors import BlobMissing, ChecksumMismatch, PareError, StorageCorrupt
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -38,8 +38,11 @@ class BlobWriter(Protocol):
     def write(self, data: bytes | memoryview) -> None:
         """Append; raises StorageFull where there is no space."""
 
-    def commit(self) -> Blob:
-        """Make the bytes durable and visible, all or nothing. The same bytes are kept once."""
+    def commit(self, sha256: str | None = None) -> Blob:
+        """Make the bytes durable and visible, all or nothing. The same bytes are kept once.
+
+        Raises ChecksumMismatch, and keeps nothing, where their digest is not the one that is expected.
+        """
 
     def abort(self) -> None:
         """Forget the bytes; does nothing after commit."""
@@ -83,6 +86,10 @@ class Section(Protocol):
     def tidy(self) -> None:
         """Remove what an empty section leaves behind."""
 
+    def link(self, sha256: str, seconds: int) -> str | None:  # noqa: ARG002
+        """Return a URL at which anybody can read the blob for a while; None where the store has none to give."""
+        return None
+
     def exists(self, sha256: str) -> bool:
         """Whether the blob is here."""
         return self.find(sha256) is not None
@@ -125,6 +132,12 @@ class Storage(Protocol):
 
     def ping(self) -> None:
         """Raise StorageFull or Unavailable unless bytes can be written."""
+
+
+def check_digest(blob: Blob, sha256: str | None) -> None:
+    """Raise ChecksumMismatch where bytes on their way in are not the expected ones."""
+    if sha256 is not None and blob.sha256 != sha256:
+        raise ChecksumMismatch(f"the {blob.size_bytes} bytes have the SHA-256 {blob.sha256}, not {sha256}")
 
 
 def verify(chunks: Iterable[bytes], sha256: str, size_bytes: int) -> Iterator[bytes]:

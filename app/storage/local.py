@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from app.errors import BlobMissing, StorageCorrupt
-from app.storage.base import CHUNK_BYTES, Blob, Section, StoredBlob
+from app.storage.base import CHUNK_BYTES, Blob, Section, StoredBlob, check_digest
 from app.storage.disk import digest_file, flush_directory, translated, write_all, write_new_file
 from app.storage.sections import SECTION
 
@@ -194,9 +194,10 @@ class LocalBlobWriter:
         self._digest.update(data)
         self._size_bytes += len(data)
 
-    def commit(self) -> Blob:
+    def commit(self, sha256: str | None = None) -> Blob:
         """Make the bytes durable and visible, all or nothing."""
         blob = Blob(self._digest.hexdigest(), self._size_bytes)
+        check_digest(blob, sha256)
         target = self._place(blob.sha256)
         with translated():
             os.fsync(self._file.fileno())

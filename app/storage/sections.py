@@ -1,11 +1,11 @@
-"""The sections of a store: one for each owner's files, one for each unfinished job's checkpoints."""
+"""The sections of a store: of each owner's files, each unfinished job's checkpoints, each unfinished upload's parts."""
 
 import re
 
 from app.storage.base import Section, Storage
 
 SECTION = re.compile(r"[a-z]+/[a-z0-9_-]{1,200}")
-OWNERS, CHECKPOINTS = "owners", "checkpoints"
+OWNERS, CHECKPOINTS, UPLOADS = "owners", "checkpoints", "uploads"
 """Kinds of sections."""
 _PLAIN = re.compile(r"[a-z0-9_]{1,100}")
 _QUOTED = "x-"
@@ -32,3 +32,8 @@ def owner_storage(storage: Storage, owner: str) -> Section:
 def checkpoint_storage(storage: Storage, job_id: str) -> Section:
     """Return the section that holds the checkpoints of a job and nothing else."""
     return storage.section(f"{CHECKPOINTS}/{job_id}")
+
+
+def upload_storage(storage: Storage, upload_id: str) -> Section:
+    """Return the section that holds the parts of a resumable upload and nothing else."""
+    return storage.section(f"{UPLOADS}/{upload_id}")

@@ -189,8 +189,12 @@ class Wire:
     target_port: int
     cut_after: list[int] = field(default_factory=list)
     """For the next answers, one after the other: close the connection after so many bytes of them."""
+    cut_requests_after: list[int] = field(default_factory=list)
+    """For the next requests that are longer: close the connection after so many bytes that came from the client."""
     change: Callable[[bytes], bytes] = bytes
     """Applied to every piece of an answer."""
+    change_requests: Callable[[bytes], bytes] = bytes
+    """Applied to every piece that comes from the client."""
     num_connections: int = 0
     requests: list[bytes] = field(default_factory=list)
     """The first bytes of everything that clients sent."""
@@ -216,10 +220,17 @@ class Wire:
                 client.sendall(self.change(piece))
 
     def _carry_requests(self, client: socket.socket, server: socket.socket) -> None:
+        sent = 0
         with contextlib.suppress(OSError):
             while piece := client.recv(65536):
+                sent += len(piece)
                 self.requests.append(piece[:2000])
-                server.sendall(piece)
+                if self.cut_requests_after and sent > self.cut_requests_after[0]:
+                    self.cut_requests_after.pop(0)
+                    server.shutdown(socket.SHUT_RDWR)
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                server.sendall(self.change_requests(piece))
             server.shutdown(socket.SHUT_WR)
 
 

@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+import obstore
 import pytest
 
-from app.storage import Blob, Section, Storage
+from app.storage import Blob, Section, Storage, open_storage
 from app.storage.local import LocalStorage
+from app.storage.objects import ObjectStorage
 
 OWNER = "owners/local"
 
@@ -55,10 +57,25 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.fixture(params=["local"])
+class ObjectStore(Store):
+    def __init__(self, url: str) -> None:
+        storage = open_storage(url)
+        assert isinstance(storage, ObjectStorage)
+        self.storage, self._store = storage, storage.store
+
+    def list_files(self) -> list[str]:
+        return sorted(each["path"] for batch in obstore.list(self._store) for each in batch)
+
+    def overwrite(self, section: str, sha256: str, data: bytes) -> None:
+        obstore.put(self._store, f"blobs/{section}/{sha256}", data)
+
+
+@pytest.fixture(params=["local", "s3"])
 def store(request: pytest.FixtureRequest, directory: Path) -> Store:
-    assert request.param == "local"
-    return LocalStore(directory)
+    """A store of each kind in turn."""
+    if request.param == "local":
+        return LocalStore(directory)
+    return ObjectStore(request.getfixturevalue("s3_url"))
 
 
 @pytest.fixture
