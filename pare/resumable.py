@@ -90,14 +90,13 @@ def _send(transport: Transport, url: str, source: _Source) -> None:
                 raise
             if source.file.stat().st_size != source.total:
                 raise UsageError(f"{source.file} changed while it was sent") from error
+            time.sleep(pause)  # the service may still be putting away what came before the cut
+            pause = min(pause * 2, 5.0)
             offset = _ask(transport, url, give_up_at)
         if offset > before:
             give_up_at, pause = time.monotonic() + _PATIENCE_SECONDS, 0.1
         elif time.monotonic() > give_up_at:
             raise NotReachable(transport.url, f"no byte of {source.file} got through for {_PATIENCE_SECONDS:g} s")
-        else:
-            time.sleep(pause)
-            pause = min(pause * 2, 5.0)
 
 
 def _append(transport: Transport, url: str, source: _Source, offset: int) -> int:

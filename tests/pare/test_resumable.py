@@ -63,10 +63,10 @@ def test_an_upload_goes_on_where_the_connection_broke(wire: Any, file: Path) -> 
         for line in sent.splitlines()
         if line.lower().startswith("upload-offset")
     ]
-    # One that came while the service was still putting away what arrived before the cut is sent on its way again.
-    assert 4 <= len(starts) <= 7
+    # One that comes while the service is still putting away what arrived before a cut is told to ask again.
+    assert 4 <= len(starts) <= 12
     assert starts == sorted(starts)
-    assert starts[1] >= 500_000, "it began again"
+    assert starts[-1] >= 1_000_000, "it began again"
 
 
 def test_a_lost_answer_to_the_last_request_makes_no_second_model(wire: Any, file: Path) -> None:
