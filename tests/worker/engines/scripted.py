@@ -156,11 +156,52 @@ class Actor:
         except OSError as error:
             print(f"fork stopped after {len(started)}: {error}", file=sys.stderr, flush=True)
 
+    def open_files(self) -> None:
+        opened = []
+        try:
+            while True:
+                opened.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as error:
+            for handle in opened[-10:]:
+                os.close(handle)
+            print(f"stopped at {len(opened)} files: {error}", file=sys.stderr, flush=True)
+
+    def spin(self) -> None:
+        while True:
+            pass
+
+    def take_signals(self) -> None:
+        """Let a file that grows too large end the process, as it does where nobody looks."""
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+
+    def many_artifacts(self, count: int, name: str = "") -> None:
+        told = [{"name": name or f"{number}.onnx", "media_type": "a/b", "size_bytes": 1, "sha256": "0" * 64}
+                for number in range(count)]  # fmt: skip
+        self.result({"metrics": METRICS, "artifacts": told})
+
+    def long_result(self, megabytes: int) -> None:
+        with (self.directory / "out" / "result.json").open("w") as file:
+            file.write('{"metrics": "')
+            for _ in range(megabytes):
+                file.write("x" * 2**20)
+
+    def hard_link(self) -> None:
+        """Two names of one file."""
+        path = self.directory / "out" / "artifacts" / "model.onnx"
+        path.parent.mkdir(parents=True)
+        path.write_text("artifact")
+        os.link(path, self.directory / "out" / "other")
+
+    def pipe(self) -> None:
+        path = self.directory / "out" / "artifacts" / "model.onnx"
+        path.parent.mkdir(parents=True)
+        os.mkfifo(path)
+
     def artifact(self, text: str = "artifact", name: str = "model.onnx", **lies: object) -> None:
         """Finish well, or nearly: `lies` replace what the result truly is."""
         path = self.directory / "out" / "artifacts" / "model.onnx"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_symlink():
+        if not path.is_symlink() and not path.is_fifo():
             path.write_text(text)
         told = {
             "name": name,
