@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
 
-.PHONY: help install install-dev demo serve test test-docker test-gpu lint format bench lock wheels clean
+.PHONY: help install install-dev demo serve test fuzz test-docker test-gpu lint format bench lock wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,12 @@ serve: install  ## run the whole service on this machine (loopback, data in ./pa
 
 test: install-dev  ## all tests that need neither a GPU nor Docker
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu" $(PYTEST_ARGS)
+
+# `make fuzz FUZZ_SECONDS=3600 FUZZ_SEED=7 FUZZ_FORMATS=pt2,onnx` sets how long, from which seed and what.
+FUZZ_SECONDS ?= 600
+fuzz: install-dev  ## alter valid models and datasets at random and check what intake makes of them
+	$(BIN)/python -m tests.fuzz.hunt --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) \
+	  $(if $(FUZZ_FORMATS),--formats $(FUZZ_FORMATS))
 
 test-gpu: install-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)

@@ -45,7 +45,6 @@ LIES: dict[str, tuple[list[list[object]], str]] = {
     "a very long name": ([["artifact", "x", "a" * 300]], "bad_result"),
     "ten thousand artifacts": ([["many_artifacts", 10_000]], "bad_result"),
     "an artifact named twice": ([["many_artifacts", 2, "same"]], "bad_result"),
-    "a result of gigabytes": ([["long_result", 80]], "bad_result"),
     "a deep result": ([["write", "out/result.json", "[" * 100_000]], "bad_result"),
     "an artifact with a second name": ([["hard_link"], ["artifact"]], "bad_artifact"),
     "an artifact that is a pipe": ([["pipe"], ["artifact"]], "bad_artifact"),

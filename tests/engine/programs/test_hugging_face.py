@@ -31,6 +31,7 @@ CONFIG = {
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 20, "n_positions": 16, "n_embd": 8,
     "n_layer": 1, "n_head": 2,
 }  # fmt: skip
+TOKENIZER = json.dumps({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}).encode()
 FILES = {"model.safetensors": save({"transformer.wte.weight": torch.zeros(20, 8)}), "config.json": b""}
 
 
@@ -61,6 +62,15 @@ def write(path: Path, config: dict[str, object], files: dict[str, bytes] | None 
         ({}, {"folder/other.json": b"x"}, "unknown_member"),
         ({}, {"../escape.json": b"x"}, "archive_member_name"),
         ({}, {"/etc/escape.json": b"x"}, "archive_member_name"),
+        ({"attn_implementation": "x/kernel"}, {}, "remote_code"),
+        ({"_experts_implementation": "x/kernel"}, {}, "remote_code"),
+        ({"use_kernels": True}, {}, "remote_code"),
+        ({"text_config": {"auto_map": {}}}, {}, "unknown_config_key"),
+        ({"base_model_tp_plan": {"a": "b"}}, {}, "unknown_config_key"),
+        ({"gguf_file": "/etc/passwd"}, {}, "unknown_config_key"),
+        ({}, {"adapter_config.json": b'{"base_model_name_or_path": "/etc"}'}, "unknown_member"),
+        ({}, {"tokenizer.json": b'{"auto_map": ["x.Y", null], "model": {"vocab": {}}}'}, "bad_tokenizer"),
+        ({}, {"tokenizer.json": b'{"model": {"type": "BPE", "vocab": "/etc/passwd", "merges": []}}'}, "bad_tokenizer"),
         ({}, {"vocab.txt": bytes(5 * 2**20)}, "archive_bomb"),
         ({}, {"model-00001-of-00001.safetensors": b"x"}, "weights_missing"),
     ],
@@ -186,11 +196,12 @@ def run_both(program: Program, model: Any) -> tuple[list[Tensor], dict[str, Tens
 def test_a_folder_becomes_the_model_that_wrote_it(tmp_path: Path, make: Any, inputs: list[str]) -> None:
     torch.manual_seed(0)
     model = make()
-    path = save_zip(model, tmp_path / "m.zip", {"tokenizer.json": b"{}"}, root="folder/")
+    path = save_zip(model, tmp_path / "m.zip", {"tokenizer.json": TOKENIZER}, root="folder/")
     program = open_program(path, tmp_path, "hf")
     assert [each.name for each in program.signature.inputs] == inputs
     assert program.signature.batch_size is None
-    assert program.tokenizer == b"{}"
+    assert program.tokenizer is not None
+    assert json.loads(program.tokenizer)["model"] == {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     (found,), expected = run_both(program, model)
     torch.testing.assert_close(found, expected["logits"], rtol=1e-4, atol=1e-5)
     assert program.notes == ()

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from app.recipes.plan import DatasetFormat
+from tests.engine.training.test_images import moved
 from worker.engine.errors import DatasetRejected
 from worker.engine.training.datasets import check_dataset, read_columns
 
@@ -170,6 +171,7 @@ NPZ_CASES: dict[str, tuple[Callable[[], bytes], str]] = {
     "a bare npy": (lambda: npy(header(), bytes(8)), "dataset_not_npz"),
     "a bare pickle": (lambda: pickle.dumps(Bomb()) + bytes(30), "dataset_not_npz"),
     "bytes before the zip": (lambda: b"GIF89a" + good(), "dataset_not_npz"),
+    "another file, and a zip that counts it": (lambda: moved(good(), b"GIF89a"), "dataset_not_npz"),
     "bytes after the zip": (lambda: good() + b"more", "dataset_not_npz"),
     "truncated": (lambda: good()[:-30], "dataset_not_npz"),
     "no members": (lambda: npz(), "dataset_empty"),
@@ -244,6 +246,12 @@ TENSOR_CASES: dict[str, tuple[bytes, str]] = {
     "not JSON": (tensors(None, raw=b"{'x'"), "dataset_bad_header"),
     "not UTF-8": (tensors(None, raw=b'{"\xff": 1}'), "dataset_bad_header"),
     "deep JSON": (tensors(None, raw=b'{"x":' * 50_000), "dataset_bad_header"),
+    "a deep value": (tensors(None, raw=b'{"x":' + b"[" * 900 + b"]" * 900 + b"}"), "dataset_bad_header"),
+    "a deep dtype": (tensors({"x": entry(json.loads("[" * 800 + "]" * 800))}, bytes(8)), "dataset_bad_dtype"),
+    "an integer of thousands of digits": (
+        tensors(None, raw=b'{"x": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 0]}}'),
+        "dataset_bad_header",
+    ),
     "a list": (tensors([]), "dataset_bad_header"),
     "no tensors": (tensors({}), "dataset_empty"),
     "duplicate key": (

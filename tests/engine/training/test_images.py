@@ -22,12 +22,15 @@ from worker.engine.training.examples import BoundExamples, open_examples
 ID = "dst_" + "a" * 26
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (6, 4), mode: str = "RGB", format: str = "PNG") -> bytes:
+def picture(
+    seed: int = 0, size: tuple[int, int] = (6, 4), mode: str = "RGB", format: str = "PNG", **options: Any
+) -> bytes:
     """Return a file with a random picture of (width, height)."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (size[1], size[0], 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, format, **({"lossless": True} if format == "WEBP" else {}))
+    options = {"lossless": True} if format == "WEBP" else options
+    Image.fromarray(pixels).convert(mode).save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -161,6 +164,33 @@ def animated() -> bytes:
     return buffer.getvalue()
 
 
+def streamed(members: dict[str, bytes]) -> bytes:
+    """Return what a writer makes that cannot go back: sizes stand behind the members."""
+
+    class Pipe(io.RawIOBase):
+        def __init__(self) -> None:
+            self.content = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.content += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return pipe.content
+
+
+def test_a_zip_that_was_streamed_and_a_progressive_jpeg_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+    path.write_bytes(streamed({"a/1.png": picture(), "b/1.jpg": scans(0)}))
+    assert check_dataset(path, "images").num_rows == 2
+
+
 def deep() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(buffer, "PNG")
@@ -171,6 +201,30 @@ def lying() -> bytes:
     raw = bytearray(zipped({"a/1.bmp": bytes(100_000)}, zipfile.ZIP_DEFLATED))
     entry = raw.index(b"PK\x01\x02")
     raw[entry + 24 : entry + 28] = struct.pack("<L", 10)
+    return bytes(raw)
+
+
+def scans(count: int) -> bytes:
+    """Return a progressive JPEG whose last scan is there so many times: a decoder goes over all pixels in each."""
+    raw = picture(format="JPEG", progressive=True)
+    last = raw.rindex(b"\xff\xda")
+    return raw[:-2] + raw[last:-2] * count + raw[-2:]
+
+
+def run_lengths() -> bytes:
+    """Return a bitmap of runs, each of which goes nowhere."""
+    head = struct.pack("<2sIHHI", b"BM", 0, 0, 0, 1078) + struct.pack("<Iii2H6I", 40, 9, 9, 1, 8, 1, 0, 0, 0, 256, 0)
+    return head + bytes(1024) + b"\0\2\0\0" * 1000
+
+
+def moved(content: bytes, before: bytes) -> bytes:
+    """Return a zip behind other bytes, with offsets that count them."""
+    raw, entry = bytearray(before + content), len(before) + content.index(b"PK\x01\x02")
+    end = len(raw) - 22
+    struct.pack_into("<L", raw, end + 16, entry)
+    while raw[entry : entry + 4] == b"PK\x01\x02":
+        struct.pack_into("<L", raw, entry + 42, struct.unpack_from("<L", raw, entry + 42)[0] + len(before))
+        entry += 46 + sum(struct.unpack_from("<3H", raw, entry + 28))
     return bytes(raw)
 
 
@@ -211,6 +265,17 @@ CASES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     ),
     "a deflate bomb": (
         lambda: zipped({"a/1.png": bytes(33 * 2**20)}, zipfile.ZIP_DEFLATED), "dataset_image_too_large", "bytes",
+    ),
+    "many small deflate bombs": (
+        lambda: zipped({f"a/{i}.png": bytes(30 * 2**20) for i in range(9)}, zipfile.ZIP_DEFLATED),
+        "dataset_too_large_unpacked", "times",
+    ),
+    "scans without end": (lambda: zipped({"a/1.jpg": scans(200)}), "dataset_bad_image", "scans"),
+    "runs without end": (lambda: zipped({"a/1.bmp": run_lengths()}), "dataset_bad_image", "run-length"),
+    "another file before it": (lambda: moved(zipped(GOOD), b"%PDF-1.7\n"), "dataset_not_zip", "before the first"),
+    "another file between": (
+        lambda: moved(zipped({"a/1.png": picture()}), b"").replace(b"PK\x01\x02", b"hidden\0\0PK\x01\x02", 1)[:-6]
+        + struct.pack("<LH", zipped(GOOD).index(b"PK\x01\x02") + 8, 0), "dataset_not_zip", "unexpected bytes",
     ),
     "more than declared": (lying, "dataset_corrupt", "a/1.bmp"),
     "no folder": (lambda: zipped({"1.png": picture()}), "dataset_bad_folders", "1.png"),

@@ -179,12 +179,6 @@ class Actor:
                 for number in range(count)]  # fmt: skip
         self.result({"metrics": METRICS, "artifacts": told})
 
-    def long_result(self, megabytes: int) -> None:
-        with (self.directory / "out" / "result.json").open("w") as file:
-            file.write('{"metrics": "')
-            for _ in range(megabytes):
-                file.write("x" * 2**20)
-
     def hard_link(self) -> None:
         """Two names of one file."""
         path = self.directory / "out" / "artifacts" / "model.onnx"

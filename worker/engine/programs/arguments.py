@@ -9,18 +9,21 @@ from worker.engine.programs.rejections import reject, shown
 from worker.engine.programs.values import CPU, Scope, check_device, check_dtype, check_name
 
 _WORD = re.compile(r"[A-Za-z0-9_,.\-> ]{0,200}")
-_KINDS = (
+KINDS = (
     *("as_none", "as_tensor", "as_tensors", "as_int", "as_ints", "as_float", "as_floats", "as_string", "as_sym_int"),
     *("as_sym_ints", "as_scalar_type", "as_memory_format", "as_layout", "as_device", "as_bool", "as_bools"),
     *("as_sym_bool", "as_sym_float", "as_graph", "as_optional_tensors", "as_optional_tensor"),
 )
+NUMBER_KINDS = ("as_int", "as_float", "as_bool", "as_sym_int", "as_sym_bool", "as_sym_float")
 _SIZE_KINDS = {"as_sym_int": "as_int", "as_sym_bool": "as_bool", "as_sym_float": "as_float"}
 _LONG = 100_000
 
 
-def rebuild_argument(value: Any, scope: Scope, rebuild_graph: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Rebuild one argument. `rebuild_graph` checks a graph that is an argument."""
-    kind, content = union(value, scope.where, _KINDS)
+def rebuild_argument(
+    value: Any, scope: Scope, rebuild_graph: Callable[..., dict[str, Any]], kinds: tuple[str, ...]
+) -> dict[str, Any]:
+    """Rebuild one argument of one of the kinds. `rebuild_graph` checks a graph that is an argument."""
+    kind, content = union(value, scope.where, kinds)
     return {kind: _rebuild(kind, content, scope, rebuild_graph)}
 
 
@@ -71,7 +74,7 @@ def _rebuild(kind: str, content: Any, scope: Scope, rebuild_graph: Callable[...,
             name = check_name(graph["name"], where)
             return {
                 "name": name,
-                "graph": rebuild_graph(graph["graph"], f"{where}, graph {name}", None, scope.depth + 1),
+                "graph": rebuild_graph(graph["graph"], f"{where}, graph {name}", None, scope.depth + 1, scope.budget),
             }
     raise AssertionError(kind)
 

@@ -1,13 +1,15 @@
 """The grammar of symbolic sizes: torch evaluates these strings as Python; each is parsed, checked and written anew."""
 
 import ast
+import math
 import re
 from typing import NoReturn
 
 from worker.engine.programs.rejections import reject, shown
 
 SYMBOL = re.compile(r"s[0-9]{1,6}")
-_MAX_LENGTH, _MAX_NODES = 20_000, 4_000
+_MAX_LENGTH, _MAX_NODES, _MAX_TERMS = 10_000, 1_000, 64
+"""Of one expression. sympy looks for common factors, and the time for that grows with powers of the last."""
 _FUNCTIONS = {
     *("Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing"),
     *("IntTrueDiv", "FloatTrueDiv", "CeilToInt", "FloorToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat"),
@@ -18,8 +20,11 @@ _POWERS = {"Pow", "PowByNatural"}
 _CONSTANTS = {"true", "false"}
 
 
-def rebuild_expression(text: str, where: str) -> str:
-    """Return an expression of the same meaning that contains nothing but known functions, symbols and integers."""
+def rebuild_expression(text: str, where: str) -> tuple[str, int]:
+    """Return an expression of the same meaning that contains nothing but known functions, symbols and integers.
+
+    The number is that of its terms when it is multiplied out, at most.
+    """
     if len(text) > _MAX_LENGTH:
         reject("bad_expression", f"{where}: the size expression has {len(text)} characters; at most {_MAX_LENGTH}.")
     try:
@@ -27,9 +32,27 @@ def rebuild_expression(text: str, where: str) -> str:
         if sum(1 for _ in ast.walk(tree)) > _MAX_NODES:
             reject("bad_expression", f"{where}: the size expression has more than {_MAX_NODES} parts.")
         rebuilt = _Writer(text, where).write(tree, inside_power=False)
+        if (terms := _count_terms(tree)) > _MAX_TERMS:
+            reject("bad_expression", f"{where}: {shown(text)} has {terms} terms; at most {_MAX_TERMS} are taken.")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         reject("bad_expression", f"{where}: {shown(text)} is not a size expression.")
-    return rebuilt
+    return rebuilt, terms
+
+
+def _count_terms(node: ast.expr) -> int:
+    """Return how many terms a part of a written expression has when it is multiplied out, at most."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        return 1
+    terms = [_count_terms(part) for part in node.args]
+    match node.func.id:
+        case "Add":
+            return sum(terms)
+        case "Mul":
+            return math.prod(terms)
+        case name if name in _POWERS:
+            exponent = ast.literal_eval(node.args[1].args[0])  # type: ignore[attr-defined]
+            return int(terms[0] ** abs(exponent))
+    return max(terms, default=1)
 
 
 class _Writer:

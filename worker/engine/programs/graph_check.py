@@ -1,15 +1,15 @@
 """Checking of a graph: each field is compared with the grammar and the graph is built anew from what was understood."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from worker.engine.programs.arguments import rebuild_argument
+from worker.engine.programs.arguments import KINDS, NUMBER_KINDS, rebuild_argument
 from worker.engine.programs.json_reader import boolean, integer, items, mapping, record, text, union
 from worker.engine.programs.operators import AUTOCAST, GRAD_MODE, SIZE_FUNCTIONS, find_operator
 from worker.engine.programs.rejections import reject, shown
-from worker.engine.programs.values import Scope, check_name, rebuild_size, rebuild_tensor_meta
+from worker.engine.programs.values import MAX_NODES, Budget, Scope, check_name, rebuild_size, rebuild_tensor_meta
 
-MAX_NODES = 200_000
 _MAX_DEPTH = 8
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _GRAPH_FIELDS = ("inputs", "outputs", "nodes", "tensor_values", "sym_int_values", "sym_bool_values")
@@ -18,7 +18,9 @@ _NODE_FIELDS = ("target", "inputs", "outputs", "metadata")
 _NODE_OPTIONAL = ("is_hop_single_tensor_return", "name")
 
 
-def rebuild_graph(value: Any, where: str, input_names: list[str] | None = None, depth: int = 0) -> dict[str, Any]:
+def rebuild_graph(
+    value: Any, where: str, input_names: list[str] | None = None, depth: int = 0, budget: Budget | None = None
+) -> dict[str, Any]:
     """Rebuild a graph. `input_names`: the inputs to keep, where the caller drops some; their order is the file's."""
     graph = record(value, where, _GRAPH_FIELDS, _GRAPH_OPTIONAL)
     if depth > _MAX_DEPTH:
@@ -26,17 +28,20 @@ def rebuild_graph(value: Any, where: str, input_names: list[str] | None = None, 
     if mapping(graph.get("custom_obj_values", {}), where):
         reject("custom_object", f"{where}: the graph uses custom objects, which only their author's code can load.")
     # First, so that a model that computes with unusual numbers hears of the operator and not only of its numbers.
-    for node in items(graph["nodes"], where, MAX_NODES):
+    scope = Scope(where, depth=depth, budget=budget or Budget())
+    scope.budget.nodes -= len(items(graph["nodes"], where))
+    if scope.budget.nodes < 0:
+        reject("bad_graph", f"{where}: the program has more than {MAX_NODES} operators.")
+    for node in graph["nodes"]:
         _check_target(record(node, where, _NODE_FIELDS, _NODE_OPTIONAL)["target"], where)
-    scope = Scope(where, depth=depth)
     scope.tensors = {
-        check_name(name, where): rebuild_tensor_meta(meta, f"{where}, tensor {shown(name)}")
+        check_name(name, where): rebuild_tensor_meta(meta, f"{where}, tensor {shown(name)}", scope.budget)
         for name, meta in mapping(graph["tensor_values"], where).items()
     }
     rebuilt_sizes = {}
     for kind in ("sym_int_values", "sym_bool_values", "sym_float_values"):
         rebuilt_sizes[kind] = {
-            check_name(name, where): _rebuild_size_value(size, f"{where}, size {shown(name)}")
+            check_name(name, where): _rebuild_size_value(size, f"{where}, size {shown(name)}", scope.budget)
             for name, size in mapping(graph.get(kind, {}), where).items()
         }
         scope.sizes.update(rebuilt_sizes[kind])
@@ -62,7 +67,7 @@ def rebuild_graph(value: Any, where: str, input_names: list[str] | None = None, 
         names = [item["as_tensor"]["name"] for item in inputs]
         if names != input_names:
             reject("bad_graph", f"{where}: the graph's inputs are not those of its signature.")
-    nodes = [_rebuild_node(node, scope) for node in items(graph["nodes"], where, MAX_NODES)]
+    nodes = [_rebuild_node(node, scope) for node in graph["nodes"]]
     single = boolean(graph.get("is_single_tensor_return", False), where)
     return {
         "inputs": inputs,
@@ -75,13 +80,13 @@ def rebuild_graph(value: Any, where: str, input_names: list[str] | None = None, 
     }
 
 
-def _rebuild_size_value(value: Any, where: str) -> dict[str, Any]:
+def _rebuild_size_value(value: Any, where: str, budget: Budget) -> dict[str, Any]:
     kind, content = union(value, where, ("as_int", "as_expr", "as_bool", "as_float"))
     if kind == "as_bool":
         return {"as_bool": boolean(content, where)}
     if kind == "as_float":
         reject("bad_structure", f"{where}: a size is a fixed fraction.")
-    return rebuild_size(value, where, low=-(2**40))
+    return rebuild_size(value, where, budget, low=-(2**40))
 
 
 def rebuild_output(value: Any, scope: Scope) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def rebuild_output(value: Any, scope: Scope) -> dict[str, Any]:
         value, scope.where, ("as_tensor", "as_sym_int", "as_sym_bool", "as_int", "as_float", "as_bool", "as_none")
     )
     del kind
-    return rebuild_argument(value, scope, rebuild_graph)
+    return rebuild_argument(value, scope, rebuild_graph, KINDS)
 
 
 def _require(name: str, known: dict[str, Any], where: str) -> None:
@@ -115,7 +120,7 @@ def _rebuild_node(value: Any, scope: Scope) -> dict[str, Any]:
     target = _check_target(node["target"], where)
     operator = find_operator(target)
     here = f"{where}, operator {target}"
-    inner = Scope(here, scope.tensors, scope.sizes, scope.defined, scope.depth)
+    inner = replace(scope, where=here)
     inputs, seen = [], set()
     known = {argument.name for argument in operator._schema.arguments} if operator else set()
     for item in items(node["inputs"], here, 10_000):
@@ -130,7 +135,7 @@ def _rebuild_node(value: Any, scope: Scope) -> dict[str, Any]:
         inputs.append(
             {
                 "name": name,
-                "arg": rebuild_argument(argument["arg"], inner, rebuild_graph),
+                "arg": rebuild_argument(argument["arg"], inner, rebuild_graph, _kinds(target)),
                 "kind": None if kind is None else integer(kind, here, 0, 2),
             }
         )
@@ -150,6 +155,11 @@ def _rebuild_node(value: Any, scope: Scope) -> dict[str, Any]:
     if node.get("name") is not None:
         rebuilt["name"] = check_name(node["name"], here)
     return rebuilt
+
+
+def _kinds(target: str) -> tuple[str, ...]:
+    # Python's own arithmetic: on a list or a text it would repeat, join or format.
+    return NUMBER_KINDS if target in SIZE_FUNCTIONS else KINDS
 
 
 def _rebuild_result(value: Any, scope: Scope) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from worker.engine.programs.values import DTYPES, rebuild_tensor_meta
 
 _PATH_NAME = re.compile(r"(weight|tensor)_[0-9]{1,6}")
 _COMPONENT = re.compile(r"[A-Za-z0-9_]{1,200}")
+_MAX_PARTS = 50
+"""Of a name. Modules are walked and copied by functions that call themselves."""
+_MAX_TENSORS = 20_000
 _MAX_CONFIG_BYTES = 64 * 2**20
 _SLACK_BYTES = 64 * 2**20
 _TORCH_DTYPES = {
@@ -40,6 +44,8 @@ class Payload:
 def check_path(value: Any, where: str) -> str:
     """Return a dotted name that can become an attribute of a module."""
     name = text(value, where, 1000)
+    if name.count(".") >= _MAX_PARTS:
+        reject("bad_name", f"{where}: {shown(name)} has more than {_MAX_PARTS} parts.")
     for part in name.split("."):
         # An attribute of every module (forward, training, _parameters, ...) must not be replaced.
         if not _COMPONENT.fullmatch(part) or part.startswith("__") or hasattr(_MODULE, part):
@@ -56,10 +62,17 @@ def read_payloads(archive: Archive, config: str, folder: str) -> dict[str, Paylo
     listed = record(parse_json(archive.read(config, _MAX_CONFIG_BYTES), where), where, ("config",))["config"]
     payloads: dict[str, Payload] = {}
     budget = archive.size_bytes + _SLACK_BYTES
+    # Each once, however many names a tensor or a member has.
     counted: set[tuple[Any, ...]] = set()
-    for name, value in mapping(listed, where).items():
+    checked: set[str] = set()
+    if len(mapping(listed, where)) > _MAX_TENSORS:
+        reject("weights_count", f"{where}: {len(listed)} tensors; at most {_MAX_TENSORS} are taken.")
+    for name, value in listed.items():
         payload = _read_payload(archive, folder, check_path(name, where), value)
         payloads[name] = payload
+        if payload.tensor.dtype is torch.bool and payload.tensor.numel() and payload.key[0] not in checked:
+            checked.add(payload.key[0])
+            _check_booleans(archive, payload.key[0], where)
         if payload.key not in counted:
             counted.add(payload.key)
             budget -= payload.tensor.numel() * payload.tensor.element_size()
@@ -89,9 +102,9 @@ def _read_payload(archive: Archive, folder: str, name: str, value: Any) -> Paylo
     if member not in archive.members:
         reject("bad_structure", f"{where}: the archive has no member {member}.")
     tensor_meta = rebuild_tensor_meta(meta["tensor_meta"], where)
-    sizes = [_fixed(size, where) for size in tensor_meta["sizes"]]
-    strides = [_fixed(stride, where) for stride in tensor_meta["strides"]]
-    offset = _fixed(tensor_meta["storage_offset"], where)
+    sizes = [int(size["as_int"]) for size in tensor_meta["sizes"]]
+    strides = [int(stride["as_int"]) for stride in tensor_meta["strides"]]
+    offset = int(tensor_meta["storage_offset"]["as_int"])
     number = tensor_meta["dtype"]
     data = archive.view(member)
     tensor = _view(data, number, sizes, strides, offset, where)
@@ -101,12 +114,6 @@ def _read_payload(archive: Archive, folder: str, name: str, value: Any) -> Paylo
         reject("bad_structure", f"{where}: {tensor.dtype} cannot require a gradient.")
     key = (member, number, tuple(sizes), tuple(strides), offset)
     return Payload(name, tensor, number, is_parameter, requires_grad, key if tensor.numel() else (name,))
-
-
-def _fixed(size: dict[str, Any], where: str) -> int:
-    if "as_int" not in size:
-        reject("bad_structure", f"{where}: the size of a stored tensor varies.")
-    return int(size["as_int"])
 
 
 def _view(data: memoryview, number: int, sizes: list[int], strides: list[int], offset: int, where: str) -> Tensor:
@@ -121,25 +128,28 @@ def _view(data: memoryview, number: int, sizes: list[int], strides: list[int], o
             f"bytes; the archive stores {len(data)}.",
         )
     flat = torch.frombuffer(data, dtype=torch.uint8 if number == 12 else dtype)
-    tensor = torch.as_strided(flat, sizes, strides, offset)
-    if number == 12:
-        if math.prod(sizes) <= 4 * len(data) + _SLACK_BYTES and bool((flat > 1).any()):
-            reject("bad_structure", f"{where}: a boolean is stored as something else than 0 or 1.")
-        tensor = torch.as_strided(flat.view(torch.bool), sizes, strides, offset)
-    return tensor
+    return torch.as_strided(flat.view(dtype), sizes, strides, offset)
 
 
-def check_finite(payload: Payload) -> None:
+def _check_booleans(archive: Archive, member: str, where: str) -> None:
+    flat = torch.frombuffer(archive.view(member), dtype=torch.uint8)
+    if bool((flat > 1).any()):
+        reject("bad_structure", f"{where}: a boolean is stored as something else than 0 or 1.")
+
+
+def check_finite(payloads: Iterable[Payload]) -> None:
     """Refuse parameters with NaN or infinite values. (Buffers may hold -inf, as attention masks do, but not NaN.)"""
-    tensor = payload.tensor
-    if not tensor.is_floating_point():
-        return
-    wrong = ~torch.isfinite(tensor) if payload.is_parameter else torch.isnan(tensor)
-    count = int(wrong.sum())
-    if count:
-        kind = "NaN or infinite" if payload.is_parameter else "NaN"
-        reject(
-            "nonfinite_weight",
-            f"The tensor {payload.name} of shape {tuple(tensor.shape)} has {count} {kind} values.",
-            "Find out why training diverged, or repair the tensor, and export again.",
-        )
+    # Tied names are looked at once: a file can give one large tensor any number of names.
+    for payload in {(*payload.key, payload.is_parameter): payload for payload in payloads}.values():
+        tensor = payload.tensor
+        if not tensor.is_floating_point():
+            continue
+        wrong = ~torch.isfinite(tensor) if payload.is_parameter else torch.isnan(tensor)
+        count = int(wrong.sum())
+        if count:
+            kind = "NaN or infinite" if payload.is_parameter else "NaN"
+            reject(
+                "nonfinite_weight",
+                f"The tensor {payload.name} of shape {tuple(tensor.shape)} has {count} {kind} values.",
+                "Find out why training diverged, or repair the tensor, and export again.",
+            )

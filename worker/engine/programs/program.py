@@ -44,7 +44,7 @@ class Program:
     encodings: dict[str, Encoding] = field(default_factory=dict)
     """Parameter name -> the few bits its values stand in. The parameter always equals `encoding.decode()`."""
     tokenizer: bytes | None = None
-    """tokenizer.json of the Hugging Face folder that the program came from, unread."""
+    """tokenizer.json of the Hugging Face folder that the program came from, written anew."""
     device: torch.device = CPU
     """Where heavy work on it is done (placement.on_device); between two such works it rests on the CPU."""
     notes: tuple[str, ...] = ()

@@ -216,11 +216,13 @@ def _check_no_conflicts(names: list[str]) -> None:
 
 def _unique(names: list[str], taken: list[str]) -> list[str]:
     used = set(taken)
+    counts: dict[str, int] = {}
     unique = []
     for name in names:
-        candidate, count = name, 2
+        candidate = name
         while candidate in used:
-            candidate, count = f"{name}_{count}", count + 1
+            counts[name] = counts.get(name, 1) + 1
+            candidate = f"{name}_{counts[name]}"
         used.add(candidate)
         unique.append(candidate)
     return unique

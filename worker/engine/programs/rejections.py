@@ -1,5 +1,6 @@
 """How a model file is refused: one place that builds ModelRejected with a code, the values and the fix."""
 
+import reprlib
 from typing import NoReturn
 
 from worker.engine.errors import ModelRejected
@@ -20,5 +21,12 @@ def reject(code: str, detail: str, fix: str | None = None) -> NoReturn:
 
 def shown(value: object) -> str:
     """Return a value as it may be quoted in an error: printable ASCII, at most 80 characters."""
-    text = ascii(value)
+    # Not of the whole value: it may be deep or long beyond measure.
+    text = ascii(value[:100]) if isinstance(value, str | bytes) else _SHORT.repr(value)
+    text = text.encode("ascii", "backslashreplace").decode()
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = 80

@@ -46,8 +46,7 @@ def rewrite(path: Path, target: Path, output_names: list[str] | None = None) -> 
         _check_members(archive)
         weights = read_payloads(archive, _WEIGHTS_CONFIG, _WEIGHTS)
         constants = read_payloads(archive, _CONSTANTS_CONFIG, _CONSTANTS)
-        for payload in (*weights.values(), *constants.values()):
-            check_finite(payload)
+        check_finite((*weights.values(), *constants.values()))
         where = "models/model.json"
         program = rebuild_program(parse_json(archive.read(where, _MAX_MODEL_JSON), where), weights, constants)
         names = program.output_names

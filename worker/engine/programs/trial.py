@@ -1,5 +1,6 @@
 """A first run of an imported program on shapes alone: a graph that contradicts itself ends here, not in a job."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from worker.engine.programs.program import Program
 from worker.engine.programs.rejections import reject
 
 _MAX_BYTES = 2**38
+_MAX_PIECES = 10_000
 
 
 class ShapeRun(fx.Interpreter):
@@ -51,7 +53,44 @@ def try_shapes(program: Program) -> None:
 class _Trial(ShapeRun):
     def run_node(self, n: fx.Node) -> Any:
         """Run one node and refuse a result that no machine holds."""
+        if n.op == "call_function" and (name := _name(n.target)) in _PIECES:
+            args, keywords = self.fetch_args_kwargs_from_env(n)
+            if (count := _PIECES[name](*args, **keywords)) > _MAX_PIECES:
+                reject("tensor_too_large", f"The operator {n.target} makes {count} tensors; at most {_MAX_PIECES}.")
         result = super().run_node(n)
         if isinstance(result, Tensor) and result.numel() * result.element_size() > _MAX_BYTES:
             reject("tensor_too_large", f"The operator {n.target} makes a tensor of shape {tuple(result.shape)}.")
+        # Python's integers grow without end: forty squarings of 3 need more memory than there is.
+        if isinstance(result, int) and abs(result) >= 2**63:
+            reject("tensor_too_large", f"The operator {n.target} makes a size above {2**63}.")
         return result
+
+
+def _name(target: Any) -> str:
+    return target._schema.name.removeprefix("aten::") if isinstance(target, torch._ops.OpOverload) else ""
+
+
+def _count_splits(self: Tensor, split_size: Any, dim: int = 0) -> int:
+    # A list of sizes is as long as the file makes it.
+    return -(-self.shape[dim] // max(1, split_size)) if isinstance(split_size, int) else len(split_size)
+
+
+def _count_sections(self: Tensor, sections: Any = 1, dim: int = 0, **_: Any) -> int:
+    del self, dim
+    return sections if isinstance(sections, int) else 1
+
+
+def _count_chunks(self: Tensor, chunks: int, dim: int = 0) -> int:
+    return min(chunks, self.shape[dim])
+
+
+_PIECES: dict[str, Callable[..., int]] = {
+    "unbind": lambda self, dim=0: self.shape[dim],
+    "split": _count_splits,
+    "unsafe_split": _count_splits,
+    "split_copy": _count_splits,
+    "chunk": _count_chunks,
+    "unsafe_chunk": _count_chunks,
+    **dict.fromkeys(("tensor_split", "hsplit", "vsplit", "dsplit"), _count_sections),
+}
+"""Operators that make a list of tensors -> how long it is."""

@@ -10,6 +10,9 @@ from worker.engine.programs.expressions import rebuild_expression
 from worker.engine.programs.json_reader import boolean, integer, items, record, text, union
 from worker.engine.programs.rejections import reject, shown
 
+MAX_NODES = 50_000
+"""torch needs about a millisecond for each when it loads a program; a language model of 80 layers has about 10 000."""
+MAX_EXPRESSIONS = 10_000
 _MAX_RANK = 16
 _MAX_ELEMENTS = 2**36
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
@@ -22,6 +25,29 @@ _DEVICE_TYPES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass
+class Budget:
+    """What the graphs of one program may still hold together, those inside of others included."""
+
+    nodes: int = MAX_NODES
+    expressions: int = MAX_EXPRESSIONS
+    """Size expressions that differ: torch needs some milliseconds for each, and more for one of many terms."""
+    known: dict[str, str] = field(default_factory=dict)
+
+    def rebuild(self, expression: str, where: str) -> str:
+        """Check a size expression, once however often it stands there."""
+        if expression not in self.known:
+            self._spend(1, where)
+            self.known[expression], terms = rebuild_expression(expression, where)
+            self._spend(terms * terms // 16, where)
+        return self.known[expression]
+
+    def _spend(self, cost: int, where: str) -> None:
+        self.expressions -= cost
+        if self.expressions < 0:
+            reject("bad_expression", f"{where}: the program has too many different size expressions.")
+
+
+@dataclass
 class Scope:
     """The values of one graph: what has been defined so far, and what the file says about them."""
 
@@ -30,6 +56,7 @@ class Scope:
     sizes: dict[str, Any] = field(default_factory=dict)
     defined: set[str] = field(default_factory=set)
     depth: int = 0
+    budget: Budget = field(default_factory=Budget)
 
     def define(self, name: Any) -> str:
         """Check the name of a new value."""
@@ -77,13 +104,15 @@ def check_dtype(value: Any, where: str) -> int:
     return number
 
 
-def rebuild_size(value: Any, where: str, low: int = 0) -> dict[str, Any]:
-    """Rebuild a size: an integer or a checked expression of input sizes."""
+def rebuild_size(value: Any, where: str, budget: Budget | None, low: int = 0) -> dict[str, Any]:
+    """Rebuild a size: an integer or, where there is a budget for it, a checked expression of input sizes."""
     kind, content = union(value, where, ("as_int", "as_expr"))
     if kind == "as_int":
         return {"as_int": integer(content, where, low, 2**40)}
+    if budget is None:
+        reject("bad_structure", f"{where}: the size of a stored tensor varies.")
     expression = record(content, where, ("expr_str",), ("hint",))
-    rebuilt: dict[str, Any] = {"expr_str": rebuild_expression(text(expression["expr_str"], where, 20_000), where)}
+    rebuilt: dict[str, Any] = {"expr_str": budget.rebuild(text(expression["expr_str"], where, 10_000), where)}
     hint = expression.get("hint")
     rebuilt["hint"] = None
     if hint is not None:
@@ -93,11 +122,11 @@ def rebuild_size(value: Any, where: str, low: int = 0) -> dict[str, Any]:
     return {"as_expr": rebuilt}
 
 
-def rebuild_tensor_meta(value: Any, where: str) -> dict[str, Any]:
-    """Rebuild the description of a tensor: dtype, sizes, strides, device."""
+def rebuild_tensor_meta(value: Any, where: str, budget: Budget | None = None) -> dict[str, Any]:
+    """Rebuild the description of a tensor: dtype, sizes, strides, device. Without a budget, no size may vary."""
     meta = record(value, where, ("dtype", "sizes", "requires_grad", "device", "strides", "storage_offset", "layout"))
-    sizes = [rebuild_size(size, where) for size in items(meta["sizes"], where, _MAX_RANK)]
-    strides = [rebuild_size(size, where) for size in items(meta["strides"], where, _MAX_RANK)]
+    sizes = [rebuild_size(size, where, budget) for size in items(meta["sizes"], where, _MAX_RANK)]
+    strides = [rebuild_size(size, where, budget) for size in items(meta["strides"], where, _MAX_RANK)]
     if len(sizes) != len(strides):
         reject("bad_graph", f"{where}: {len(sizes)} sizes but {len(strides)} strides.")
     known = [int(size["as_int"]) for size in sizes if "as_int" in size]
@@ -112,6 +141,6 @@ def rebuild_tensor_meta(value: Any, where: str) -> dict[str, Any]:
         "requires_grad": boolean(meta["requires_grad"], where),
         "device": CPU,
         "strides": strides,
-        "storage_offset": rebuild_size(meta["storage_offset"], where),
+        "storage_offset": rebuild_size(meta["storage_offset"], where, budget),
         "layout": 7,
     }

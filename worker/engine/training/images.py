@@ -27,8 +27,12 @@ MAX_IMAGE_BYTES = 32 * 1024**2
 MAX_PIXELS = 32 * 1024**2
 MAX_SIDE = 16384
 MAX_CLASSES = 10_000
+MAX_SCANS = 100
+"""Of a progressive JPEG. Cameras and libraries write about ten."""
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev"}
 """Names of top folders that hold parts of the data, not classes (in lower case)."""
+BMP_RUNS = (1, 2)
+"""Pillow decodes these in Python, step by step, and a step may be for nothing."""
 GRAY = {"1", "L", "LA"}
 COLOUR = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
@@ -131,6 +135,8 @@ def read_images(path: Path) -> list[Column]:
         parts = read_parts(ZIP, file)
         file_bytes = file.seek(0, 2)
     members = tuple(sorted(_place(parts), key=lambda member: (member.split, member.label, member.part.name)))
+    # An image is compressed already: what deflates well is no image, and reading it takes long.
+    check_unpacked_size(sum(member.part.size for member in members), file_bytes, "Upload plain image files.")
     names = tuple(sorted({member.label for member in members}))
     if len(names) > MAX_CLASSES:
         raise DatasetRejected(
@@ -210,6 +216,8 @@ def _open_image(file: BinaryIO, part: Part, decode: bool) -> Image.Image:
             fix="Scale the image down.",
         )
     data = b"".join(unpack(file, part))
+    if data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise _bad_image(shown, f"it has more than {MAX_SCANS} scans, each of which is decoded over all pixels")
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -226,6 +234,8 @@ def _open_image(file: BinaryIO, part: Part, decode: bool) -> Image.Image:
         )
     if image.mode not in GRAY | COLOUR:
         raise _bad_image(shown, f"pixels of mode {image.mode} are no 8-bit gray or colour")
+    if image.info.get("compression") in BMP_RUNS:
+        raise _bad_image(shown, "its pixels are run-length encoded")
     if image.format != "JPEG" and getattr(image, "n_frames", 1) > 1:
         raise _bad_image(shown, "it is animated")
     if decode:

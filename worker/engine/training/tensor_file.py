@@ -1,13 +1,14 @@
 """Reading the header of .safetensors files from strangers, more strictly than the library does."""
 
-import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worker.engine.errors import DatasetRejected
+from worker.engine.errors import DatasetRejected, ModelRejected
+from worker.engine.programs.json_reader import mapping, parse_json
+from worker.engine.programs.rejections import shown
 from worker.engine.training.columns import MAX_COLUMNS, check_column_name, checked_size
 from worker.engine.training.stored import Part, StoredColumn
 
@@ -57,24 +58,11 @@ def _bad_header(what: str) -> DatasetRejected:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            repeated = next(name for name in names if names.count(name) > 1)
-            raise _bad_header(f"key {repeated[:80]!r} appears twice")
-        return result
-
-    def refuse_constant(text: str) -> float:
-        raise _bad_header(f"{text} in the header")
-
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates, parse_constant=refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise _bad_header(f"the header is not JSON ({type(error).__name__})") from error
-    if not isinstance(header, dict):
-        raise _bad_header("the header is not a JSON object")
-    return header
+        return mapping(parse_json(raw, "the header"), "the header")
+    except ModelRejected as error:
+        # The same reader as for the headers of weights.
+        raise _bad_header(error.detail) from None
 
 
 def _column(name: str, entry: object, data_offset: int) -> StoredColumn:
@@ -84,7 +72,7 @@ def _column(name: str, entry: object, data_offset: int) -> StoredColumn:
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in TYPES:
         raise DatasetRejected(
-            f"column {name!r} has dtype {str(kind)[:40]!r}; accepted are {', '.join(TYPES)}",
+            f"column {name!r} has dtype {shown(kind)}; accepted are {', '.join(TYPES)}",
             code="dataset_bad_dtype",
             fix="Convert the column, for example with array.astype('float32').",
         )

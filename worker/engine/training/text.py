@@ -51,7 +51,8 @@ def _encode(path: Path, column: Column, raw: bytes, max_tokens: int) -> Iterator
     for texts in column.read_texts(path):
         try:
             encoded = tokenizer.encode_batch(texts)
-        except Exception as error:
+        except BaseException as error:
+            _raise_unless_panic(error)
             raise _bad_tokenizer(f"it cannot encode column {column.name!r}: {str(error)[:200]}") from error
         block = np.array([(row.ids, row.attention_mask, row.type_ids) for row in encoded], dtype=np.int64)
         if block.shape != (len(texts), len(PARTS), max_tokens):
@@ -79,9 +80,16 @@ def _open_tokenizer(raw: bytes, max_tokens: int):  # type: ignore[no-untyped-def
             pad_token=token,
             length=max_tokens,
         )
-    except Exception as error:
+    except BaseException as error:
+        _raise_unless_panic(error)
         raise _bad_tokenizer(str(error)[:200]) from error
     return tokenizer
+
+
+def _raise_unless_panic(error: BaseException) -> None:
+    # What stops the library's Rust code is no Exception, so that it ends programs. Here it is the file's fault.
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def _bad_tokenizer(what: str) -> RecipeRefused:

@@ -2,16 +2,24 @@
 
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from worker.engine.errors import DatasetRejected
 from worker.engine.training.stored import Part
 
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 1
+_DESCRIPTOR, _LONGEST_DESCRIPTOR = 8, 24
 _FILE_TYPES = (0, 0o100000, 0o040000)
 """The upper bits of the external attributes: not said, a file, a folder. Others are links, devices and pipes."""
+
+
+class _Span(NamedTuple):
+    """Where a member lies, its own header included, and what may stand behind it."""
+
+    begin: int
+    end: int
+    allowed: set[bytes]
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def read_parts(kind: ZipKind, file: BinaryIO) -> list[Part]:
     file_bytes = file.seek(0, 2)
     count, directory, directory_offset = _read_directory(kind, file, file_bytes)
     parts: list[Part] = []
-    spans: list[tuple[int, int]] = []
+    spans: list[_Span] = []
     position = 0
     for _ in range(count):
         if position + 46 > len(directory) or directory[position : position + 4] != b"PK\x01\x02":
@@ -106,15 +114,36 @@ def read_parts(kind: ZipKind, file: BinaryIO) -> list[Part]:
             raise kind.bad(f"member {name_bytes!r} has another name in its own header")
         if offset + packed > directory_offset or (method == STORED and packed != size):
             raise kind.bad(f"member {name_bytes!r} of {packed} bytes at {offset} does not fit the file")
-        spans.append((local, offset + packed))
+        spans.append(_Span(local, offset + packed, _descriptors(crc, packed, size) if flags & _DESCRIPTOR else {b""}))
         parts.append(Part(_decode_name(kind, name_bytes), offset, packed, size, method == DEFLATED, crc))
     if position != len(directory):
         raise kind.bad(f"{len(directory) - position} unexplained bytes in the directory")
-    spans.sort()
-    for (_, end), (begin, _) in pairwise(spans):
-        if begin < end:
-            raise kind.bad(f"members that overlap at byte {begin}")
+    _check_spans(kind, file, spans, directory_offset)
     return parts
+
+
+def _check_spans(kind: ZipKind, file: BinaryIO, spans: list[_Span], directory_offset: int) -> None:
+    """Refuse bytes that belong to no member: another reader may see another file in them."""
+    spans.sort()
+    begins = [span.begin for span in spans] + [directory_offset]
+    if begins[0] != 0:
+        raise kind.bad(f"{begins[0]} bytes before the first member")
+    for span, following in zip(spans, begins[1:], strict=True):
+        if following < span.end:
+            raise kind.bad(f"members that overlap at byte {following}")
+        gap = following - span.end
+        if gap > _LONGEST_DESCRIPTOR or _take(kind, file, span.end, gap) not in span.allowed:
+            raise kind.bad(f"{gap} unexpected bytes behind a member, at byte {span.end}")
+
+
+def _descriptors(crc: int, packed: int, size: int) -> set[bytes]:
+    """Return what a writer that streams may leave behind a member."""
+    found = {b""}
+    for widths in ("<3L", "<LQQ"):
+        if max(packed, size) < 2**32 or widths == "<LQQ":
+            plain = struct.pack(widths, crc, packed, size)
+            found |= {plain, b"PK\x07\x08" + plain}
+    return found
 
 
 def _widen(kind: ZipKind, extra: bytes, size: int, packed: int, local: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker.engine.programs.archive import Archive
 from worker.engine.programs.hugging_face.pooling import Pooling, read_pooling
+from worker.engine.programs.hugging_face.tokenizer import check_tokenizer
 from worker.engine.programs.json_reader import mapping, parse_json, record, text
 from worker.engine.programs.rejections import reject, shown
 from worker.engine.programs.weights_file import Stored, read_header
@@ -39,7 +40,7 @@ class Folder:
     tensors: dict[str, Stored]
     """The headers of all of them together."""
     tokenizer: bytes | None
-    """tokenizer.json, unread."""
+    """tokenizer.json, written anew."""
     pooling: Pooling | None
     """sentence-transformers: what follows the transformer."""
 
@@ -53,7 +54,9 @@ def unpack(path: Path, directory: Path) -> Folder:
             reject("config_missing", f"The zip has no config.json; it has {shown(sorted(archive.members)[:5])}.")
         weights = directory / "hugging_face"
         weights.mkdir()
-        tokenizer = archive.read("tokenizer.json", _TOKENIZER_BYTES) if "tokenizer.json" in archive.members else None
+        tokenizer = None
+        if "tokenizer.json" in archive.members:
+            tokenizer = check_tokenizer(archive.read("tokenizer.json", _TOKENIZER_BYTES))
         modules = archive.read("modules.json", _SMALL) if "modules.json" in archive.members else None
         layer = archive.read("1_Pooling/config.json", _SMALL) if "1_Pooling/config.json" in archive.members else None
         return Folder(

@@ -15,9 +15,11 @@ from worker.engine.programs.onnx_import.read import EXPORT_FIX, Node, OnnxGraph
 from worker.engine.programs.onnx_import.shape_arithmetic import KNOWN
 from worker.engine.programs.onnx_import.table import TABLE
 from worker.engine.programs.onnx_import.tensors import Array
+from worker.engine.programs.onnx_import.work import count_steps
 from worker.engine.programs.rejections import reject, shown
 
 _MAX_BYTES, _MAX_LIVE_BYTES = 2**32, 2**34
+_MAX_FOLDED_STEPS = 10**10
 
 
 class Interpreter:
@@ -34,6 +36,8 @@ class Interpreter:
         self.read = {name for node in nodes for name in node.inputs} | set(self.outputs)
         self.makers = {name: node for node in nodes for name in node.outputs if name}
         self.running: Node | None = None
+        self.steps = 0
+        """Multiplications, about, of the last run on shapes."""
         self.finished = False
         """Whether all layers and parameters are there: what is met later becomes a constant of the graph."""
         self._inputs = [value.name for value in graph.inputs]
@@ -47,6 +51,7 @@ class Interpreter:
         values: dict[str, Given] = dict(zip(self._inputs, inputs, strict=True))
         values.update(self.constants.arrays)
         live = 0
+        self.steps = 0 if not self.finished else self.steps
         for node, done in zip(self.nodes, self._last, strict=True):
             self.running = node
             for name, result in zip(node.outputs, self.run_node(node, values), strict=False):
@@ -84,6 +89,7 @@ class Interpreter:
         for each in results:
             if isinstance(each, Tensor) and each.numel() * each.element_size() > _MAX_BYTES:
                 reject("tensor_too_large", f"{call} makes a tensor of shape {tuple(each.shape)}.", EXPORT_FIX)
+        self.steps += 0 if self.finished else count_steps(call, results)
         return results
 
     def _is_number(self, name: str, value: Given) -> bool:
@@ -150,7 +156,7 @@ def fold(graph: OnnxGraph, nodes: list[Node], constants: Constants, limit_bytes:
     read = {name for node in nodes for name in node.inputs} | {value.name for value in graph.outputs}
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     rest: list[Node] = []
-    used = 0
+    used = steps = 0
     for node in nodes:
         if node.op == "Constant":
             constants.add(node.outputs[0], _constant(node), trained=False)
@@ -169,10 +175,12 @@ def fold(graph: OnnxGraph, nodes: list[Node], constants: Constants, limit_bytes:
             # First on shapes alone: a few numbers can ask for a tensor of any size.
             with mode:
                 used += sum(_size_bytes(result) for result in folding.run_node(node, values))
-            if used > limit_bytes:
+            steps += folding.steps
+            if used > limit_bytes or steps > _MAX_FOLDED_STEPS:
+                what = f"{limit_bytes} bytes" if used > limit_bytes else f"{_MAX_FOLDED_STEPS} multiplications"
                 reject(
                     "shape_bomb",
-                    f"The constants of the graph grow above {limit_bytes} bytes at the operator {node.op}.",
+                    f"The constants of the graph grow above {what} at the operator {node.op}.",
                     EXPORT_FIX,
                 )
             results = folding.run_node(node, values)

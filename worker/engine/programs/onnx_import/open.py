@@ -25,6 +25,7 @@ from worker.engine.programs.rejections import reject, shown
 
 ONNX_FIX = EXPORT_FIX
 _FOLDED_BYTES = 2**28
+_MAX_STEPS = 5 * 10**11
 _IMAGE_SIZES = (224, 256, 64, 32, 128, 299, 512, 28)
 _LENGTHS = (16, 24, 8, 32, 64, 128, 80, 12)
 _RESERVED = ("self", "torch", "device", "inf", "nan", "math", "operator", "fx_pytree", "pytree", "NoneType")
@@ -52,11 +53,22 @@ def open_onnx(path: Path, directory: Path) -> Program:
         reject("graph_not_runnable", f"A constant cannot be computed: {_first_line(error)}.", EXPORT_FIX)
     interpreter = Interpreter(graph, nodes, constants)
     inputs, words = _run_once(interpreter, graph)
+    _check_steps(interpreter.steps)
     module = _make_module(interpreter, graph)
     program = _export(module, inputs, words, directory)
     compare_with_onnx_runtime(program, graph)
     program.notes = (_WEIGHTS_NOTE, *_name_fixed(program, words))
     return program
+
+
+def _check_steps(steps: int) -> None:
+    # Both the file and the imported model are run for the comparison.
+    if steps > _MAX_STEPS:
+        reject(
+            "too_much_work",
+            f"The graph computes about {steps} multiplications for two examples; at most {_MAX_STEPS} are compared.",
+            "Export the live model with torch.export and upload the .pt2, which is not run when it is checked.",
+        )
 
 
 def _words(graph: OnnxGraph) -> dict[str, dict[int, str]]:
@@ -127,13 +139,15 @@ def _identifier(name: str, prefix: str = "input_") -> str:
 
 
 def _unique(names: list[str]) -> list[str]:
-    found: list[str] = []
+    found: dict[str, None] = {}
+    counts: dict[str, int] = {}
     for name in names:
-        candidate, count = name, 2
+        candidate = name
         while candidate in found:
-            candidate, count = f"{name}_{count}", count + 1
-        found.append(candidate)
-    return found
+            counts[name] = counts.get(name, 1) + 1
+            candidate = f"{name}_{counts[name]}"
+        found[candidate] = None
+    return list(found)
 
 
 def _make_module(interpreter: Interpreter, graph: OnnxGraph) -> nn.Module:

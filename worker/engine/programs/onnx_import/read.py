@@ -11,11 +11,13 @@ import onnx
 from onnx import AttributeProto
 
 from worker.engine.programs.onnx_import.tensors import MAX_RANK, NUMPY_TYPES, Array, check_dtype, read_tensor
+from worker.engine.programs.onnx_import.wire import Damaged, TooLarge, check_wire
 from worker.engine.programs.rejections import reject, shown
 
 MAX_FILE_BYTES = 2**31 - 1
-MAX_NODES = 100_000
-MAX_TENSORS = 100_000
+MAX_NODES = 50_000
+"""torch.export needs some milliseconds for each: the deadline of a check comes first, but not for a model."""
+MAX_TENSORS = 20_000
 OPSETS = range(9, 26)
 """Versions of the operators of ai.onnx that are understood."""
 _MAX_NAME, _MAX_VALUES, _MAX_ELEMENTS = 1000, 10_000, 2**27
@@ -70,12 +72,7 @@ def read_onnx(path: Path) -> OnnxGraph:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         reject("onnx_too_large", f"The file has {size} bytes; an ONNX file has less than {MAX_FILE_BYTES}.", EXPORT_FIX)
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as error:
-        # Protobuf's own errors are many, and say nothing about where.
-        _refuse("onnx_damaged", f"The file is no ONNX model, or it is cut short: {type(error).__name__}.")
+    model = _parse(path.read_bytes())
     if not model.HasField("graph") or not model.graph.node:
         _refuse("onnx_damaged", "The file holds no graph with nodes.")
     if model.functions or model.training_info:
@@ -106,6 +103,22 @@ def read_onnx(path: Path) -> OnnxGraph:
         _refuse("onnx_too_large", f"The graph has more than {_MAX_VALUES} inputs or outputs.")
     read.nodes = _order([_read_node(node, index) for index, node in enumerate(graph.node)], read)
     return read
+
+
+def _parse(data: bytes) -> onnx.ModelProto:
+    try:
+        check_wire(data)
+    except TooLarge as error:
+        _refuse("onnx_too_large", f"The file of {len(data)} bytes holds {error}.")
+    except Damaged as error:
+        _refuse("onnx_damaged", f"The file is no ONNX model, or it is cut short: {error}.")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:
+        # Protobuf's own errors are many, and say nothing about where.
+        _refuse("onnx_damaged", f"The file is no ONNX model, or it is cut short: {type(error).__name__}.")
+    return model
 
 
 def _refuse(code: str, detail: str) -> Any:
