@@ -4,7 +4,7 @@ import secrets
 import string
 from typing import Literal
 
-Prefix = Literal["mdl", "dst", "job", "art", "upl", "whk", "msg"]
+Prefix = Literal["mdl", "dst", "job", "art", "upl", "whk", "msg", "dsp"]
 
 ALPHABET = string.ascii_lowercase + string.digits
 LENGTH = 26  # log2(36) * 26 = 134 bits

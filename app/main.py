@@ -20,6 +20,7 @@ from app.api import (
     jobs,
     models,
     problems,
+    prometheus,
     resumable,
     techniques,
     webhooks,
@@ -69,12 +70,18 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
     app.state.service = service
     app.openapi = describe_api(app)  # type: ignore[method-assign]
     problems.install(app)
-    app.add_middleware(FrameMiddleware, max_body_bytes=settings.max_body_bytes, upload_paths=UPLOAD_PATHS)
+    app.add_middleware(
+        FrameMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        upload_paths=UPLOAD_PATHS,
+        measures=service.measures,
+    )
     if local_only:
         app.add_middleware(LocalityMiddleware, host=settings.host)
     app.add_middleware(CorrelationIdMiddleware)
     files = (models, datasets, resumable, artifacts)
-    for noun in (*files, techniques, architectures, jobs, distillations, events, webhooks, workers, health):
+    work = (techniques, architectures, jobs, distillations, events, webhooks, workers)
+    for noun in (*files, *work, health, prometheus):
         app.include_router(noun.router)
     return app
 

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """How often the dispatcher looks for idle workers that could run a job, and for jobs that no worker can run."""
     worker_seen_seconds: float = Field(30, gt=0)
     """A worker not seen for this long is shown no more, and no job waits for it."""
+    health_seen_seconds: float = Field(8, gt=0)
+    """A dispatcher, broker or worker not seen for this long is gone for GET /health/ready."""
     max_attempts: int = Field(3, ge=1, le=100)
     """Executions of a job before a retryable failure becomes final."""
     cancel_grace_seconds: float = Field(10, ge=0)

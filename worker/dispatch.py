@@ -7,9 +7,11 @@ Any number may run. All state is in the database; this process can be killed at 
 """
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 
 import structlog
@@ -21,6 +23,7 @@ from app.db.session import Database
 from app.errors import PareError
 from app.files.collect import collect
 from app.files.resumable import forget_uploads
+from app.ids import new_id
 from app.jobs import (
     Hint,
     advance_parents,
@@ -34,6 +37,7 @@ from app.jobs import (
     sweep_unpublished,
     wake_workers,
 )
+from app.jobs.dispatchers import forget_dispatchers, remove_dispatcher, touch_dispatcher
 from app.logs import configure_logs
 from app.recipes.needs import DEVICE_KINDS, DeviceKind
 from app.settings import Settings, load_settings
@@ -77,6 +81,7 @@ class Dispatcher:
         self._storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
         self._client, self._publish = make_publisher(settings.broker_url)
         self._couriers = Couriers(database, Sender(Destinations(settings)))
+        self._id = f"{socket.gethostname()[:60]}-{new_id('dsp')[4:12]}"
         self.stopping = threading.Event()
 
     def run(self) -> None:
@@ -89,6 +94,7 @@ class Dispatcher:
             (self._wake, self._settings.wake_interval_seconds),
             (self._note_waits, self._settings.wake_interval_seconds),
             (self._send_webhooks, self._settings.webhook_interval_seconds),
+            (self._report, self._settings.health_seen_seconds / 4),
             (self._forget, 60.0),
         ]
         if self._settings.collect_interval_seconds:
@@ -105,6 +111,8 @@ class Dispatcher:
                 raise RuntimeError(f"these duties ended: {', '.join(ended)}")
         for thread in threads:
             thread.join(5)
+        with suppress(PareError), self._database.session() as session:
+            remove_dispatcher(session, self._id)
         self._couriers.join(5)
         self._client.close()
 
@@ -169,6 +177,16 @@ class Dispatcher:
     def _send_webhooks(self) -> bool:
         return self._couriers.send_due() > 0
 
+    def _report(self) -> bool:
+        try:
+            self._count_hints()
+            answers = True
+        except (OperationalError, RedisError, OSError):
+            answers = False
+        with self._database.session() as session:
+            touch_dispatcher(session, self._id, broker_answers=answers)
+        return False
+
     def _count_hints(self) -> dict[DeviceKind, int]:
         with self._client.connection_for_read() as connection:
             channel = connection.default_channel
@@ -186,6 +204,7 @@ class Dispatcher:
 
     def _forget(self) -> bool:
         with self._database.session() as session:
+            forget_dispatchers(session, self._settings.health_seen_seconds * _FORGET_FACTOR)
             forget_deliveries(session, self._settings.webhook_kept_days * 24 * 3600)
             return forget_workers(session, self._settings.worker_seen_seconds * _FORGET_FACTOR) > 0
 

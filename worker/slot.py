@@ -51,7 +51,9 @@ def open_slot(settings: Settings, worker: WorkerSettings, share: Share | None = 
     standby = Standby(EngineFactory(settings, worker, isolation, workspace.path, share.gpus), keep_warm=worker.standby)
     supervisor = Supervisor(database, storage, settings, worker, isolation, standby, worker_id, share.capacity)
     facts = describe_worker(isolation, supervisor.accepts_jobs, share)
-    interval_seconds = min(settings.heartbeat_seconds, settings.worker_seen_seconds / 4)
+    interval_seconds = min(
+        settings.heartbeat_seconds, settings.worker_seen_seconds / 4, settings.health_seen_seconds / 4
+    )
     presence = Presence(database, worker_id, name_queues(share.accepts), facts, interval_seconds)
     presence.start()
     if supervisor.accepts_jobs:

@@ -64,6 +64,8 @@ class Supervisor:
         if held is None:
             _log.info("nothing to do", hint=hint)
             return False
-        _log.info("claimed", job_id=held.job_id, hint=hint, attempt=held.attempt, epoch=held.epoch, action=held.action)
-        Attempt(self, held, claimed_at).run()
+        # Every line until the end of the attempt names whose job it is about.
+        with structlog.contextvars.bound_contextvars(job_id=held.job_id, owner=held.owner, attempt=held.attempt):
+            _log.info("claimed", hint=hint, epoch=held.epoch, action=held.action)
+            Attempt(self, held, claimed_at).run()
         return True

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.measures import Measures
 from app.api.problems import TUS_VERSION, answer_unexpected, make_problem
 from app.errors import TooLarge, UnsupportedFormat
 
@@ -41,10 +42,11 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 class FrameMiddleware:
     """What the framework does not do for a request."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, upload_paths: re.Pattern[str]) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, upload_paths: re.Pattern[str], measures: Measures) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._upload_paths = upload_paths
+        self._measures = measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -82,14 +84,28 @@ class FrameMiddleware:
                 raise  # the server cuts the connection, so that nobody takes half an answer for a whole one
             await answer_unexpected(error)(inner_scope, receive, answer)
         finally:
+            seconds = time.perf_counter() - started
+            self._measures.note_request(_name_route(inner_scope), scope["method"], status, seconds)
             log.info(
                 "request",
                 method=scope["method"],
                 path=_UNPRINTABLE.sub("?", scope["path"])[:200],
                 status=status,
-                milliseconds=round((time.perf_counter() - started) * 1000, 1),
+                milliseconds=round(seconds * 1000, 1),
                 body_bytes=pace.num_bytes,
+                **_name_job(inner_scope),
             )
+
+
+def _name_route(scope: Scope) -> str | None:
+    """Return the template of the path, which the router has left in the scope."""
+    path: str | None = getattr(scope.get("route"), "path", None)
+    return path
+
+
+def _name_job(scope: Scope) -> dict[str, str]:
+    job_id = scope.get("path_params", {}).get("job_id", "")
+    return {"job_id": job_id} if re.fullmatch(r"job_[a-z0-9]{26}", job_id) else {}
 
 
 def _refuse(headers: Headers, max_bytes: int | None) -> Response | None:

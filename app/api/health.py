@@ -1,17 +1,19 @@
 """Health: is the process alive, and can the service do its work?"""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from app.api.service import Parts
+from app.api.service import Parts, Service
 from app.api.views import View
 from app.api.workers import WorkerView, read_workers
 from app.errors import PareError
+from app.jobs.dispatchers import Dispatch, read_dispatch
 
 router = APIRouter(prefix="/health", tags=["health"])
+T = TypeVar("T")
 
 
 class LiveView(View):
@@ -52,6 +54,10 @@ class ChecksView(View):
     """Jobs and everything else that is remembered."""
     storage: CheckView
     """Uploads and artifacts."""
+    dispatcher: CheckView
+    """Who wakes workers, recovers jobs and sends webhooks."""
+    broker: CheckView
+    """What carries the wake-up calls, as the dispatchers see it."""
     workers: WorkersCheckView
     """Who runs jobs."""
 
@@ -60,14 +66,14 @@ class ReadyView(View):
     """Whether the service can do its work."""
 
     status: Literal["ready", "degraded", "unavailable"]
-    """degraded: jobs are accepted but no worker runs them. unavailable: requests fail."""
+    """degraded: jobs are accepted, and wait for the part that is away. unavailable: requests fail."""
     checks: ChecksView
     """Part by part."""
 
 
 @router.get("/live", operation_id="get_liveness")
-def get_liveness() -> LiveView:
-    """Say that the process is alive; depends on nothing."""
+async def get_liveness() -> LiveView:
+    """Say that the process is alive; depends on nothing, on a free thread neither."""
     return LiveView(status="ok")
 
 
@@ -79,20 +85,36 @@ def get_liveness() -> LiveView:
 )
 def get_readiness(service: Parts) -> Response:
     """Try every part the service depends on."""
-    database = _try(service.database.ping)
-    storage = _try(service.storage.ping)
-    workers: list[WorkerView] = []
-    if database.ok:
+    seconds = service.settings.health_seen_seconds
+
+    def look() -> tuple[list[WorkerView], Dispatch]:
+        service.database.ping()
         with service.database.read() as session:
-            workers = read_workers(session, service)
+            return read_workers(session, seconds), read_dispatch(session, seconds)
+
+    database, found = _try(service, "database", look)
+    storage, _ = _try(service, "storage", service.storage.ping)
+    workers, dispatch = found or ([], Dispatch(0, 0))
     works = database.ok and storage.ok
-    check = _check_workers(workers, service.settings.worker_seen_seconds)
+    check = _check_workers(workers, seconds)
+    dispatcher, broker = _check_dispatch(dispatch, seconds)
+    ready = dispatcher.ok and broker.ok and check.ok
     view = ReadyView(
-        status=("ready" if check.ok else "degraded") if works else "unavailable",
-        checks=ChecksView(database=database, storage=storage, workers=check),
+        status=("ready" if ready else "degraded") if works else "unavailable",
+        checks=ChecksView(database=database, storage=storage, dispatcher=dispatcher, broker=broker, workers=check),
     )
     headers = {} if works else {"Retry-After": "2"}
     return JSONResponse(view.model_dump(mode="json"), 200 if works else 503, headers)
+
+
+def _check_dispatch(dispatch: Dispatch, seconds: float) -> tuple[CheckView, CheckView]:
+    if dispatch.num_dispatchers == 0:
+        missing = f"no dispatcher was seen for {seconds:g} s; jobs wait until one starts"
+        unknown = "no dispatcher is there that could tell"
+        return CheckView(ok=False, detail=missing), CheckView(ok=False, detail=unknown)
+    reaches = dispatch.num_reaching_broker > 0
+    detail = None if reaches else f"it has not answered any dispatcher for {seconds:g} s"
+    return CheckView(ok=True, detail=None), CheckView(ok=reaches, detail=detail)
 
 
 def _check_workers(workers: list[WorkerView], seconds: float) -> WorkersCheckView:
@@ -115,9 +137,8 @@ def _check_workers(workers: list[WorkerView], seconds: float) -> WorkersCheckVie
     )
 
 
-def _try(check: Callable[[], None]) -> CheckView:
+def _try(service: Service, name: str, check: Callable[[], T]) -> tuple[CheckView, T | None]:
     try:
-        check()
+        return CheckView(ok=True, detail=None), service.probes.run(name, check)
     except PareError as error:
-        return CheckView(ok=False, detail=error.detail)
-    return CheckView(ok=True, detail=None)
+        return CheckView(ok=False, detail=error.detail), None

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.measures import Measures
+from app.api.probes import Probes
 from app.db.session import Database
 from app.settings import Settings
 from app.storage import Storage
@@ -18,6 +20,10 @@ class Service:
     settings: Settings
     database: Database
     storage: Storage
+    probes: Probes = field(default_factory=Probes)
+    """Looks at the parts for health."""
+    measures: Measures = field(default_factory=Measures)
+    """Counts requests for /metrics."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the process was told to stop: open event streams end, so that they do not hold it."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 from sqlalchemy.orm import Session
 
-from app.api.service import Parts, Service
+from app.api.service import Parts
 from app.api.views import View
 from app.db.tables import WorkerRow
 from app.jobs import accepts_jobs, capacity_of, count_running, list_workers
@@ -77,13 +77,13 @@ class WorkerList(View):
 def show_workers(service: Parts) -> WorkerList:
     """List the workers that are alive, what each can do and how it isolates jobs."""
     with service.database.read() as session:
-        return WorkerList(items=read_workers(session, service))
+        return WorkerList(items=read_workers(session, service.settings.worker_seen_seconds))
 
 
-def read_workers(session: Session, service: Service) -> list[WorkerView]:
+def read_workers(session: Session, seen_within_seconds: float) -> list[WorkerView]:
     """Return the workers seen lately."""
     running = count_running(session)
-    workers = list_workers(session, service.settings.worker_seen_seconds)
+    workers = list_workers(session, seen_within_seconds)
     return [_describe(row, running[row.id]) for row in workers]
 
 

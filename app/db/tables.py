@@ -342,3 +342,15 @@ class WorkerRow(Base):
     """devices, memory_bytes, num_threads, accepts, isolation, versions, ..."""
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]
+
+
+class DispatcherRow(Base):
+    """A dispatcher process, and whether it reaches the broker; refreshed every few seconds."""
+
+    __tablename__ = "dispatchers"
+
+    id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+    broker_seen_at: Mapped[datetime | None]
+    """When the broker last answered it."""
