@@ -115,6 +115,11 @@ def holding(raw: bytes) -> Callable[[Path], None]:
     return write
 
 
+def not_utf8(path: Path) -> None:
+    pq.write_table(pa.table({"t": ["a text", "another"]}), path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"another", b"anothe\x80"))
+
+
 def bomb(path: Path) -> None:
     pq.write_table(pa.table({"x": pa.array(np.zeros(35_000_000))}), path, compression="zstd")
 
@@ -131,6 +136,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "cut at the end": (with_bytes(lambda raw: raw[:-20]), "dataset_not_parquet", "PAR1"),
     "huge footer": (with_bytes(lambda raw: raw[:-8] + b"\xff\xff\xff\x7fPAR1"), "dataset_not_parquet", "footer"),
     "footer of nonsense": (with_bytes(lambda raw: raw[:-60] + b"\xff" * 52 + raw[-8:]), "dataset_corrupt", "damaged"),
+    "a text that is not UTF-8": (not_utf8, "dataset_corrupt", "UTF-8"),
     "pages of nonsense": (with_bytes(lambda raw: raw[:4] + b"\xff" * 90 + raw[94:]), "dataset_corrupt", "damaged"),
     "encrypted footer": (with_bytes(lambda raw: raw[:-4] + b"PARE"), "dataset_encrypted", "encrypted"),
     "no rows": (written(x=pa.array([], pa.float32())), "dataset_empty", "'x'"),

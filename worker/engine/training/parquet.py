@@ -77,7 +77,12 @@ class ParquetColumn(Column):
             total += int(lengths.sum())
             check_unpacked_size(total, path.stat().st_size, _UNPACKED_FIX)
             for start, end in _pieces(lengths):
-                yield array.dictionary.take(array.indices[start:end]).to_pylist()
+                try:
+                    texts = array.dictionary.take(array.indices[start:end]).to_pylist()
+                except UnicodeDecodeError:
+                    # pyarrow checks texts only when they become Python's.
+                    raise _corrupt(f"column {self.name!r} has a text that is not UTF-8") from None
+                yield texts
             row += len(array)
         self._check_rows(row)
 
