@@ -12,7 +12,7 @@ TORCH := torch==2.13.0
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
 
-.PHONY: help install install-dev demo serve test fuzz test-docker test-gpu lint format bench lock wheels clean
+.PHONY: help install install-dev demo serve test fuzz test-docker test-gpu lint format bench lock audit wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,11 @@ format: install-dev  ## let ruff rewrite what it can
 
 bench: install-dev  ## run the benchmarks and print their tables (PARE_BENCH_DATA names a folder with extra models)
 	PYTHON=$(BIN)/python benchmarks/all.sh
+
+# Strict: a package that the source of advisories does not know fails it, instead of passing for safe.
+audit: $(VENV)/.created  ## look every locked package up among the known vulnerabilities; needs network
+	$(PIP) install --quiet 'pip-audit>=2.10,<3'
+	for lock in requirements/*.lock; do $(BIN)/pip-audit --strict --disable-pip --require-hashes -r $$lock || exit 1; done
 
 clean:  ## remove the environment, caches and built files; never data
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
