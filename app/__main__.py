@@ -1,15 +1,17 @@
 """`python -m app`: the API process."""
 
 import signal
+import sys
 from types import FrameType
 
 import uvicorn
 
 from app.api.connections import PatientProtocol
 from app.api.service import Service
+from app.errors import PareError
 from app.logs import configure_logs
 from app.main import create_app
-from app.settings import is_loopback, load_settings
+from app.settings import Settings, check_exposure, load_settings
 
 GRACE_SECONDS = 8
 """For requests in progress when the process is told to stop."""
@@ -31,8 +33,19 @@ class Server(uvicorn.Server):
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
     configure_logs()
-    settings = load_settings()
-    app = create_app(settings, local_only=is_loopback(settings.host))
+    try:
+        settings = load_settings()
+        check_exposure(settings)
+    except PareError as error:
+        print(f"error: {error.detail}\nfix: {error.fix}", file=sys.stderr)
+        raise SystemExit(1) from None
+    serve(settings)
+
+
+def serve(settings: Settings) -> None:
+    """Serve with these settings; exits with status 0 after a clean stop."""
+    # With keys in force a web page can do nothing: it has none.
+    app = create_app(settings, local_only=settings.auth == "local")
     service: Service = app.state.service
     config = uvicorn.Config(
         app,

@@ -1,10 +1,15 @@
 """What can go wrong on the service side; one tree, no HTTP in it (app/api maps each to a status in one place).
 
     PareError                  code, detail, fix, retryable
+      NotAuthenticated         no key, or not a valid one
+      Forbidden                the key is not for this
+      TooManyRequests          more than is allowed; `retry_after_seconds` says when there is room again
+        QuotaExceeded          more than this owner may have; `policy` says of what
       NotFound                 no such thing, or not yours
       Conflict                 the thing is in a state that forbids this
         NotReady               an upload is still being checked
         OffsetMismatch         bytes were sent for another place of a resumable upload
+        StillRunning           the first request with this Idempotency-Key has not been answered yet
       InvalidRequest           the request does not fit; `errors` lists every problem with its place
       IdempotencyMismatch      an Idempotency-Key was used before with another request
       UnsupportedFormat        the bytes are in a format that Pare does not take
@@ -18,6 +23,7 @@
       StorageCorrupt           stored bytes do not match their digest
         BlobMissing            stored bytes are gone
       Unavailable              a part the service depends on does not answer
+        ReducedCapacity        too much is asked of the service at once
         SchemaMissing          the database was never migrated, or not far enough
         IsolationMissing       no worker can keep strangers' models away from its machine
       ConfigurationError       a setting that the service cannot work with
@@ -58,6 +64,62 @@ class PareError(Exception):
         super().__init__(self.detail)
 
 
+class NotAuthenticated(PareError):
+    """A key is needed."""
+
+    code = "not_authenticated"
+    fix = "Send a valid key: `Authorization: Bearer pare_...` (the client: PARE_API_KEY). An administrator makes keys."
+
+
+class Forbidden(PareError):
+    """The key is not for this."""
+
+    code = "missing_scope"
+    fix = "Use a key that has this scope; GET /v1/me says what this one has."
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        super().__init__(f"this needs a key with the scope {scope!r}")
+
+
+class TooManyRequests(PareError):
+    """More than is allowed."""
+
+    code = "too_many_requests"
+    fix = "Wait for as long as Retry-After says."
+    retryable = True
+
+    def __init__(
+        self,
+        detail: str,
+        retry_after_seconds: float | None,
+        *,
+        code: str | None = None,
+        fix: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(detail, code=code, fix=fix, retryable=retryable)
+
+
+class QuotaExceeded(TooManyRequests):
+    """More than this owner may have."""
+
+    code = "quota_exceeded"
+
+    def __init__(
+        self,
+        policy: str,
+        detail: str,
+        *,
+        retry_after_seconds: float | None = None,
+        fix: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        self.policy = policy
+        super().__init__(detail, retry_after_seconds, fix=fix, retryable=retryable)
+
+
 class NotFound(PareError):
     """There is no such thing."""
 
@@ -89,6 +151,14 @@ class OffsetMismatch(Conflict):
     def __init__(self, offset: int | None = None, detail: str | None = None) -> None:
         self.offset = offset
         super().__init__(detail or f"the upload goes on at offset {offset}")
+
+
+class StillRunning(Conflict):
+    """The first request with this Idempotency-Key is still being worked on."""
+
+    code = "idempotency_key_in_use"
+    fix = "Send the same request again in a moment; it gets the answer of the first."
+    retryable = True
 
 
 class InvalidRequest(PareError):
@@ -192,6 +262,12 @@ class Unavailable(PareError):
     code = "unavailable"
     fix = "Try again in a few seconds."
     retryable = True
+
+
+class ReducedCapacity(Unavailable):
+    """Too much is asked of the service at once."""
+
+    code = "temporary_reduced_capacity"
 
 
 class SchemaMissing(Unavailable):

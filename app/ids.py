@@ -4,7 +4,7 @@ import secrets
 import string
 from typing import Literal
 
-Prefix = Literal["mdl", "dst", "job", "art", "upl", "whk", "msg", "dsp"]
+Prefix = Literal["mdl", "dst", "job", "art", "upl", "whk", "msg", "dsp", "key", "aud"]
 
 ALPHABET = string.ascii_lowercase + string.digits
 LENGTH = 26  # log2(36) * 26 = 134 bits

@@ -10,15 +10,20 @@ from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
+from app.access.audit import forget_actions
 from app.api import (
     architectures,
     artifacts,
+    audit,
     datasets,
     distillations,
     events,
     health,
     jobs,
+    keys,
+    me,
     models,
+    owners,
     problems,
     prometheus,
     resumable,
@@ -26,10 +31,14 @@ from app.api import (
     webhooks,
     workers,
 )
+from app.api.authenticator import Authenticator
 from app.api.frame import FrameMiddleware
+from app.api.guard import GuardMiddleware
 from app.api.idempotency import forget_expired
 from app.api.locality import LocalityMiddleware
 from app.api.openapi import describe_api
+from app.api.recorder import Recorder
+from app.api.request_limiter import RequestLimiter
 from app.api.service import Service
 from app.db.session import Database
 from app.settings import Settings, load_settings
@@ -46,8 +55,14 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings | None = None, *, local_only: bool = False) -> FastAPI:
     """Return the application; without settings, those of the environment. `local_only` keeps web pages out."""
     settings = settings or load_settings()
-    storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
-    service = Service(settings, Database(settings.database_url), storage)
+    database = Database(settings.database_url)
+    service = Service(
+        settings,
+        database,
+        open_storage(settings.storage_url, settings.storage_reserve_bytes),
+        Authenticator(settings, database),
+        RequestLimiter(settings, database),
+    )
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
@@ -68,8 +83,11 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
         redirect_slashes=False,
     )
     app.state.service = service
-    app.openapi = describe_api(app)  # type: ignore[method-assign]
+    app.openapi = describe_api(app, keys=settings.auth == "keys")  # type: ignore[method-assign]
     problems.install(app)
+    app.add_middleware(
+        GuardMiddleware, authenticator=service.authenticator, limiter=service.limiter, recorder=Recorder(database)
+    )
     app.add_middleware(
         FrameMiddleware,
         max_body_bytes=settings.max_body_bytes,
@@ -81,7 +99,8 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
     app.add_middleware(CorrelationIdMiddleware)
     files = (models, datasets, resumable, artifacts)
     work = (techniques, architectures, jobs, distillations, events, webhooks, workers)
-    for noun in (*files, *work, health, prometheus):
+    access = (keys, owners, audit, me)
+    for noun in (*files, *work, *access, health, prometheus):
         app.include_router(noun.router)
     return app
 
@@ -91,6 +110,7 @@ async def _forget_regularly(service: Service, stopping: asyncio.Event) -> None:
         try:
             with service.database.session() as session:
                 forget_expired(session)
+                forget_actions(session, service.settings.audit_days)
         except Exception as error:  # nobody waits for this task: it says what happened, and tries again
             log.warning("what nobody needs any more stays for now", error=type(error).__name__)
 

@@ -57,6 +57,23 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     """Port the API listens on; 0 takes a free one."""
 
+    auth: Literal["local", "keys"] = "local"
+    """Who is asked for a key: nobody, which is allowed on loopback alone, or everybody."""
+    key_environment: str = Field("live", pattern=r"^[a-z0-9]{1,16}$")
+    """Stands in the keys of this service; give another one to a service that others' keys must not open."""
+
+    quota_stored_bytes: int | None = Field(None, ge=0)
+    """What each owner may store; None: no limit. Administrators can give an owner other limits than these four."""
+    quota_running_jobs: int | None = Field(None, ge=0)
+    """How many jobs of each owner may run at the same time; others wait."""
+    quota_queued_jobs: int | None = Field(10_000, ge=0)
+    """How many jobs of each owner may wait, with the unfinished ones that are made of others."""
+    quota_requests_per_minute: int | None = Field(6_000, ge=0)
+    """How many requests each owner may send in a minute."""
+
+    audit_days: int = Field(365, ge=1)
+    """How long the audit log keeps what was done."""
+
     max_model_bytes: int = Field(8 * GIB, ge=1)
     """Largest model upload."""
     max_dataset_bytes: int = Field(32 * GIB, ge=1)
@@ -159,6 +176,16 @@ def read_settings(kind: type[Kind], **given: Any) -> Kind:
             for place in error.errors()
         ]
         raise ConfigurationError("; ".join(wrong)) from error
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raise ConfigurationError where others could reach a service that asks nobody who they are."""
+    if settings.auth == "local" and not is_loopback(settings.host):
+        raise ConfigurationError(
+            f"host {settings.host} lets other machines in, and PARE_AUTH=local asks nobody who they are",
+            fix="Listen on 127.0.0.1; or set PARE_AUTH=keys, and make the first key with "
+            "`python -m app.access create --owner NAME --scopes read,write,admin`.",
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -6,6 +6,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import JSON
 
+from app.db import access_tables  # noqa: F401 - its tables are part of the schema
 from app.db.tables import Base
 from app.db.types import UtcDateTime
 

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pare.distillations import Distillations
+from pare.keys import Keys
 from pare.optimize import DataLike, Given, Optimization
 from pare.progress import ProgressDisplay
 from pare.recipes import RecipeLike
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """A Pare service at `url` (default: the environment's PARE_URL, then http://127.0.0.1:8000)."""
+    """A Pare service at `url` (default: the environment's PARE_URL, then http://127.0.0.1:8000).
 
-    def __init__(self, url: str | None = None) -> None:
-        self.transport = Transport(url)
+    `api_key` (default: PARE_API_KEY) is sent to a service that asks for one; the one on your own machine does not.
+    """
+
+    def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
+        self.transport = Transport(url, api_key=api_key)
         self.models = Models(self.transport)
         self.datasets = Datasets(self.transport)
         self.jobs = Jobs(self.transport)
@@ -31,6 +35,7 @@ class Client:
         self.artifacts = Artifacts(self.transport)
         self.webhooks = Webhooks(self.transport)
         self.workers = Workers(self.transport)
+        self.keys = Keys(self.transport)
 
     @property
     def url(self) -> str:
@@ -52,6 +57,11 @@ class Client:
     def health(self) -> dict[str, Any]:
         """Return what the service says about its parts: {"status": "ready|degraded|unavailable", "checks": ...}."""
         answer: dict[str, Any] = self.transport.request("GET", "/health/ready", accept_statuses=(503,)).json()
+        return answer
+
+    def me(self) -> dict[str, Any]:
+        """Return who the service takes us for: {"owner", "scopes", "key", ...}."""
+        answer: dict[str, Any] = self.transport.get("/v1/me")
         return answer
 
     def optimize(

@@ -3,6 +3,7 @@
 PareError
   NotReachable            nobody answers at the address
   Refused                 the service answered with a problem (RFC 9457)
+    AccessDenied          401, 403: no key, not a valid one, or one that is not for this
     NotFound              404
     Conflict              409
     InvalidRequest        400, 415, 422: every problem with its place in `problems`
@@ -87,6 +88,10 @@ class Refused(PareError):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), **self.problem, "status": self.status}
+
+
+class AccessDenied(Refused):
+    """The service wants a key, or another one."""
 
 
 class NotFound(Refused):
@@ -228,6 +233,8 @@ class SetupMissing(PareError):
 
 _BY_STATUS: dict[int, type[Refused]] = {
     400: InvalidRequest,
+    401: AccessDenied,
+    403: AccessDenied,
     404: NotFound,
     409: Conflict,
     413: TooLarge,

@@ -241,6 +241,22 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Key:
+    """A key of the service, without its text."""
+
+    id: str
+    owner: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: str
+    expires_at: str | None = None
+    revoked_at: str | None = None
+    last_used_at: str | None = None
+    replaced_by: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class Worker:
     """A process that runs jobs, and what it has for one."""
 

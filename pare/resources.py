@@ -283,11 +283,11 @@ def dataset_format(file: Path) -> Literal["npz", "safetensors", "parquet", "imag
     return found
 
 
-def pages(transport: Transport, path: str, limit: int) -> Iterator[dict[str, Any]]:
+def pages(transport: Transport, path: str, limit: int, **params: Any) -> Iterator[dict[str, Any]]:
     """Yield up to `limit` items of a list, page by page."""
     cursor: str | None = None
     while limit > 0:
-        page = transport.get(path, limit=min(limit, 200), cursor=cursor)
+        page = transport.get(path, limit=min(limit, 200), cursor=cursor, **params)
         yield from page["items"][:limit]
         limit -= len(page["items"])
         cursor = page["next_cursor"]

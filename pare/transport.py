@@ -16,6 +16,8 @@ TIMEOUT = httpx2.Timeout(connect=5.0, read=60.0, write=60.0, pool=5.0)
 OnBytes = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 _BUSY = (429, 502, 503, 504)
+_IN_USE = "idempotency_key_in_use"
+"""Our own first try is still being worked on: its answer comes with the next."""
 _MAX_RETRY_AFTER_SECONDS = 30.0
 
 
@@ -33,11 +35,11 @@ class _Busy(Exception):
 class Transport:
     """Requests to one service."""
 
-    def __init__(self, url: str | None = None, *, attempts: int = 5) -> None:
+    def __init__(self, url: str | None = None, *, api_key: str | None = None, attempts: int = 5) -> None:
         self.url = (url or os.environ.get("PARE_URL") or DEFAULT_URL).rstrip("/")
         self.attempts = attempts
         try:
-            self._http = httpx2.Client(base_url=self.url, timeout=TIMEOUT, headers={"User-Agent": "pare"})
+            self._http = httpx2.Client(base_url=self.url, timeout=TIMEOUT, headers=_headers(api_key))
             address = self._http.base_url
         except httpx2.InvalidURL as error:
             raise _not_an_address(self.url) from error
@@ -80,7 +82,9 @@ class Transport:
             if method == "DELETE" and response.status_code == 404 and tries > 1:
                 return response
             error = problem_of(response)
-            if response.status_code in _BUSY and (safe or response.status_code in (429, 503)):
+            full = error.code == "quota_exceeded" and not error.retryable
+            busy = response.status_code in _BUSY and (safe or response.status_code in (429, 503)) and not full
+            if busy or error.code == _IN_USE:
                 raise _Busy(error, response.headers.get("retry-after"))
             raise error
 
@@ -143,6 +147,16 @@ def problem_of(response: httpx2.Response) -> Refused:
         body = None
     problem = cast("dict[str, Any]", body) if isinstance(body, dict) else {"detail": response.text[:500]}
     return refused(response.status_code, problem)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    headers = {"User-Agent": "pare"}
+    key = (api_key or os.environ.get("PARE_API_KEY") or "").strip()
+    if key:
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise UsageError("the API key has characters that no key has", fix="Give it as it was shown: pare_...")
+        headers["Authorization"] = f"Bearer {key}"
+    return headers
 
 
 def _not_an_address(url: str) -> UsageError:

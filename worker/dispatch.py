@@ -163,7 +163,13 @@ class Dispatcher:
         num_hints = self._count_hints()
         with self._database.session() as session:
             workers = list_workers(session, self._settings.worker_seen_seconds)
-            woken = wake_workers(session, workers, num_hints, self._settings.wake_interval_seconds)
+            woken = wake_workers(
+                session,
+                workers,
+                num_hints,
+                self._settings.wake_interval_seconds,
+                self._settings.quota_running_jobs,
+            )
         if woken:
             _log.info("idle workers woken", job_ids=woken)
         return False

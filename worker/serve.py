@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from app.access.keys import has_admin
 from app.db.session import Database
 from app.errors import PareError
 from app.jobs import list_workers
-from app.settings import Settings, is_loopback, read_settings
+from app.settings import Settings, check_exposure, read_settings
 from app.storage import open_storage
 from worker.broker import EmbeddedBroker
 from worker.children import Child
@@ -29,7 +30,6 @@ from worker.shares import divide
 
 _READY_SECONDS = 90.0
 _MAX_EARLY_CRASHES = 3
-_INSECURE = "PARE_INSECURE_NO_AUTH"
 
 
 class ServeRefused(PareError):
@@ -54,6 +54,7 @@ class Service:
     def __init__(self, host: str, port: int, data_dir: Path) -> None:
         port = take_port(host, port)
         self._settings = read_settings(Settings, data_dir=data_dir, host=host, port=port)
+        check_exposure(self._settings)
         # A mistake in them is told here, not by a worker that does not start.
         divide(self._settings, read_settings(WorkerSettings))
         make_directory(self._settings.data_dir)
@@ -62,7 +63,7 @@ class Service:
         self._num_signals = 0
         self._children: list[Child] = []
         self._broker: EmbeddedBroker | None = None
-        check_exposure(host, self._isolation)
+        check_isolation(self._settings, self._isolation)
 
     def run(self) -> None:
         """Start everything, wait, stop everything."""
@@ -96,7 +97,7 @@ class Service:
         self._wait(lambda: _answers(self._url), "the API")
         self._wait(lambda: _has_worker(database), "the worker")
         if not self._num_signals:
-            self._announce()
+            self._announce(database)
         while not self._num_signals:
             self._revive()
             time.sleep(0.1)
@@ -107,7 +108,7 @@ class Service:
         host = f"[{self._settings.host}]" if ":" in self._settings.host else self._settings.host
         return f"http://{host}:{self._settings.port}"
 
-    def _announce(self) -> None:
+    def _announce(self, database: Database) -> None:
         layers = ", ".join(self._isolation.layers)
         print(
             f"Pare is ready at {self._url} (isolation: {layers}; all in {self._settings.data_dir})",
@@ -120,6 +121,13 @@ class Service:
                 "models that you trust.",
                 flush=True,
             )
+        if self._settings.auth == "keys" and not _has_admin(database):
+            print(
+                "NOTICE: there is no key yet, so nobody can come in. Make the first: "
+                f"PARE_DATA_DIR={self._settings.data_dir} python -m app.access create --owner NAME "
+                "--scopes read,write,admin",
+                flush=True,
+            )
 
     def _environment(self) -> dict[str, str]:
         own = {
@@ -129,7 +137,7 @@ class Service:
             "PARE_DATABASE_URL": self._settings.database_url,
             "PARE_STORAGE_URL": self._settings.storage_url,
             "PARE_WORKER_TAKES_CPU_JOBS": "true",  # there is no other worker that could
-            "PARE_WORKER_SINGLE_USER": "true" if is_loopback(self._settings.host) else "false",
+            "PARE_WORKER_SINGLE_USER": "true" if self._settings.auth == "local" else "false",
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
         }
         chosen = {"PARE_WORKER_STOP_SECONDS": "3"}  # at a terminal nobody waits for long; a job is given back instead
@@ -164,20 +172,13 @@ class Service:
         self._num_signals += 1
 
 
-def check_exposure(host: str, isolation: Isolation) -> None:
-    """Refuse to let others in where their models could do harm, or where nobody asks who they are."""
-    if is_loopback(host):
-        return
-    if not isolation.isolates:
+def check_isolation(settings: Settings, isolation: Isolation) -> None:
+    """Refuse to let others in where their models could do harm."""
+    if settings.auth != "local" and not isolation.isolates:
         reasons = "; ".join(isolation.problems) or "PARE_ISOLATION=none"
         raise ServeRefused(
-            f"host {host} lets other machines in, but uploaded models cannot be isolated here: {reasons}",
-            fix="Install bubblewrap, or use --host 127.0.0.1.",
-        )
-    if os.environ.get(_INSECURE) != "1":
-        raise ServeRefused(
-            f"host {host} lets other machines in, and the service does not ask who they are",
-            fix=f"Use --host 127.0.0.1, or set {_INSECURE}=1 where the network itself keeps strangers out.",
+            f"PARE_AUTH={settings.auth} lets others in, but uploaded models cannot be isolated here: {reasons}",
+            fix="Install bubblewrap, or use PARE_AUTH=local on 127.0.0.1.",
         )
 
 
@@ -228,6 +229,11 @@ def _answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _has_admin(database: Database) -> bool:
+    with database.read() as session:
+        return has_admin(session)
 
 
 def _has_worker(database: Database) -> bool:

@@ -60,7 +60,13 @@ class Supervisor:
     def _run(self, hint: str) -> bool:
         claimed_at = time.monotonic()
         with self.database.session() as session:
-            held = claim_next(session, self.capacity, self.worker_id, self.settings.lease_seconds)
+            held = claim_next(
+                session,
+                self.capacity,
+                self.worker_id,
+                self.settings.lease_seconds,
+                self.settings.quota_running_jobs,
+            )
         if held is None:
             _log.info("nothing to do", hint=hint)
             return False

@@ -13,11 +13,12 @@ from pydantic import StringConstraints, TypeAdapter
 from sqlalchemy import Select, literal, select, tuple_
 from sqlalchemy.orm import Session
 
+from app.db.access_tables import AuditRow, KeyRow
 from app.db.tables import DatasetRow, DeliveryRow, JobRow, ModelRow, WebhookRow
 from app.db.types import UtcDateTime
 from app.errors import InvalidRequest, Problem
 
-Row = TypeVar("Row", ModelRow, DatasetRow, JobRow, WebhookRow, DeliveryRow)
+Row = TypeVar("Row", ModelRow, DatasetRow, JobRow, KeyRow, WebhookRow, DeliveryRow, AuditRow)
 
 Limit = Annotated[int, Query(ge=1, le=200, description="Items per page.")]
 Cursor = Annotated[
@@ -30,10 +31,17 @@ _CONTENT = TypeAdapter(tuple[datetime, Annotated[str, StringConstraints(pattern=
 
 
 def read_page(
-    session: Session, table: type[Row], owner: str, cursor: str | None, limit: int, query: Select[Row] | None = None
+    session: Session,
+    table: type[Row],
+    owner: str | None,
+    cursor: str | None,
+    limit: int,
+    query: Select[Row] | None = None,
 ) -> tuple[Sequence[Row], str | None]:
-    """Return one page of the owner's rows and the cursor of the next, if there is one."""
-    selection = (query if query is not None else select(table)).where(table.owner == owner)
+    """Return one page of the owner's rows (None: of everybody's) and the cursor of the next, if there is one."""
+    selection = query if query is not None else select(table)
+    if owner is not None:
+        selection = selection.where(table.owner == owner)
     if cursor is not None:
         created_at, last_id = decode_cursor(table.__tablename__, cursor)
         seen = tuple_(literal(created_at, UtcDateTime()), literal(last_id))

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 from sqlalchemy.orm import Session
 
-from app.api.idempotency import Answer, IdempotencyKey, answer_once, parse_key
+from app.api.idempotency import REPLAYED, IdempotencyKey, submit_once
 from app.api.job_views import JobView, ProgressView
 from app.api.jobs import MAX_LABELS, JobId, LabelName, LabelValue, describe_one
 from app.api.openapi import CREATED, problems
@@ -112,13 +112,7 @@ class DistillationView(View):
         200: {"model": DistillationDryRunView, "description": "`dry_run`: it would be accepted; nothing was queued."},
         202: {
             "description": "The distillation has begun.",
-            "headers": {
-                **CREATED["headers"],
-                "Idempotency-Replayed": {
-                    "description": "`true` where this is the answer to an earlier request with the same key.",
-                    "schema": {"type": "string"},
-                },
-            },
+            "headers": {**CREATED["headers"], **REPLAYED},
         },
         **problems(400, 409, 413, 415, 422, 507),
     },
@@ -144,7 +138,7 @@ def post_distillation(
             )
         return JSONResponse(_estimate(body.distillation).model_dump(mode="json"))
 
-    def submit(session: Session) -> tuple[int, str]:
+    def submit(session: Session) -> JobView:
         job = submit_distillation(
             session,
             service.settings,
@@ -156,25 +150,16 @@ def post_distillation(
             deadline_seconds=body.deadline_seconds,
             webhook_id=body.webhook_id,
         )
-        return 202, describe_one(session, service, job).model_dump_json()
+        return describe_one(session, service, job)
 
-    key = parse_key(idempotency_key) if idempotency_key is not None else None
-    with service.database.session() as session:
-        if key is None:
-            answer = Answer(*submit(session), replayed=False)
-        else:
-            answer = answer_once(
-                session,
-                owner=owner,
-                route="POST /v1/distillations",
-                key=key,
-                request=body.model_dump_json(),
-                work=lambda: submit(session),
-            )
-    headers = {"Location": JobView.model_validate_json(answer.body).links.self}
-    if answer.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(answer.body, answer.status, headers, media_type="application/json")
+    return submit_once(
+        service,
+        owner=owner,
+        route="POST /v1/distillations",
+        header=idempotency_key,
+        request=body.model_dump_json(),
+        work=submit,
+    )
 
 
 @router.get("/{job_id}", operation_id="get_distillation", responses=problems(404))

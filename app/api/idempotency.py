@@ -1,22 +1,26 @@
-"""Idempotency-Key: the answer to a request is kept in the transaction that does its work, and given again to a repeat.
+"""Idempotency-Key (draft-ietf-httpapi-idempotency-key-header-07): one job for each key, however often it is asked for.
 
-Failed requests keep nothing, since they did nothing: the key can be used again once the request is right.
+The answer to a request is kept in the transaction that does its work, and given again to a repeat. Failed requests keep
+nothing, since they did nothing: the key can be used again once the request is right.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Header
-from sqlalchemy import delete, select, update
+from fastapi import Header, Response
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.api.service import Service
+from app.api.views import View
 from app.db.clock import db_now
 from app.db.tables import IdempotencyRow
-from app.errors import IdempotencyMismatch, InvalidRequest, Problem
+from app.errors import IdempotencyMismatch, InvalidRequest, Problem, StillRunning
 
 KEPT_SECONDS = 24 * 3600
 MAX_CHARACTERS = 255
@@ -29,10 +33,19 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         description="Any text of at most 255 characters, quoted or not, new for each new request. Within 24 hours a "
         "repeat with the same key and the same body gets the first answer again and does nothing; the same key with "
-        "another body is refused with 422.",
+        "another body is refused with 422, and while the first request is still being worked on, with 409.",
         examples=['"7c1b3a52-58b4-4a0c-9a6e-3a3d8d2c1f10"'],
     ),
 ]
+
+
+REPLAYED: dict[str, Any] = {
+    "Idempotency-Replayed": {
+        "description": "`true` where this is the answer to an earlier request with the same key.",
+        "schema": {"type": "string"},
+    }
+}
+"""For the API description: a header of the answer."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +72,39 @@ def parse_key(header: str) -> str:
     return key
 
 
+def submit_once(
+    service: Service, *, owner: str, route: str, header: str | None, request: str, work: Callable[[Session], View]
+) -> Response:
+    """Make a new thing and answer 202 with its view and place; with a key, once for each key of the owner and route.
+
+    `request` is the canonical form of what is asked.
+    """
+    key = parse_key(header) if header is not None else None
+
+    with service.database.session() as session:
+
+        def do() -> tuple[int, str]:
+            return 202, work(session).model_dump_json()
+
+        if key is None:
+            answer = Answer(*do(), replayed=False)
+        else:
+            answer = answer_once(session, owner=owner, route=route, key=key, request=request, work=do)
+    headers = {"Location": json.loads(answer.body)["links"]["self"]}
+    if answer.replayed:
+        headers["Idempotency-Replayed"] = "true"
+    return Response(answer.body, answer.status, headers, media_type="application/json")
+
+
 def answer_once(
     session: Session, *, owner: str, route: str, key: str, request: str, work: Callable[[], tuple[int, str]]
 ) -> Answer:
     """Do the work once for each key and return its (status, body); a repeat gets those of the first time.
 
-    `request` is the canonical form of what is asked. Of two at once the second waits for the first's transaction.
+    `request` is the canonical form of what is asked. Of two at once the second is refused with StillRunning; on SQLite,
+    where one transaction writes at a time, it waits instead.
     """
+    _take(session, f"{owner}\0{route}\0{key}")
     mine = (IdempotencyRow.owner == owner, IdempotencyRow.route == route, IdempotencyRow.key == key)
     fingerprint = sha256(request.encode()).hexdigest()
     session.execute(delete(IdempotencyRow).where(*mine, IdempotencyRow.created_at < db_now(-KEPT_SECONDS)))
@@ -89,6 +128,15 @@ def answer_once(
 def forget_expired(session: Session) -> None:
     """Remove the answers that are kept no longer."""
     session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now(-KEPT_SECONDS)))
+
+
+def _take(session: Session, name: str) -> None:
+    """Be the only one who works for a key, until the transaction ends."""
+    if session.get_bind().dialect.name != "postgresql":
+        return
+    number = int.from_bytes(sha256(name.encode()).digest()[:8], "big", signed=True)
+    if not session.scalar(select(func.pg_try_advisory_xact_lock(number))):
+        raise StillRunning
 
 
 def _refuse(detail: str) -> InvalidRequest:

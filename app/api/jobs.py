@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.api.cursors import Cursor, Limit, read_page
 from app.api.downloads import begin
 from app.api.frame import HEAD_ONLY
-from app.api.idempotency import Answer, IdempotencyKey, answer_once, parse_key
+from app.api.idempotency import REPLAYED, IdempotencyKey, submit_once
 from app.api.job_views import JobPage, JobView, NeedsView, WaitView, describe_job, describe_needs, describe_wait
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
@@ -116,13 +116,7 @@ class DryRunView(View):
         200: {"model": DryRunView, "description": "`dry_run`: the job would be accepted; nothing was queued."},
         202: {
             "description": "The job is queued.",
-            "headers": {
-                **CREATED["headers"],
-                "Idempotency-Replayed": {
-                    "description": "`true` where this is the answer to an earlier request with the same key.",
-                    "schema": {"type": "string"},
-                },
-            },
+            "headers": {**CREATED["headers"], **REPLAYED},
         },
         **problems(400, 409, 413, 415, 422, 507),
     },
@@ -138,7 +132,7 @@ def post_job(
     if dry_run:
         return JSONResponse(_try(service, owner, body).model_dump(mode="json"))
 
-    def submit(session: Session) -> tuple[int, str]:
+    def submit(session: Session) -> JobView:
         job = submit_job(
             session,
             service.settings,
@@ -151,25 +145,16 @@ def post_job(
             needs=body.needs,
             webhook_id=body.webhook_id,
         )
-        return 202, describe_one(session, service, job).model_dump_json()
+        return describe_one(session, service, job)
 
-    key = parse_key(idempotency_key) if idempotency_key is not None else None
-    with service.database.session() as session:
-        if key is None:
-            answer = Answer(*submit(session), replayed=False)
-        else:
-            answer = answer_once(
-                session,
-                owner=owner,
-                route="POST /v1/jobs",
-                key=key,
-                request=body.model_dump_json(),
-                work=lambda: submit(session),
-            )
-    headers = {"Location": JobView.model_validate_json(answer.body).links.self}
-    if answer.replayed:
-        headers["Idempotency-Replayed"] = "true"
-    return Response(answer.body, answer.status, headers, media_type="application/json")
+    return submit_once(
+        service,
+        owner=owner,
+        route="POST /v1/jobs",
+        header=idempotency_key,
+        request=body.model_dump_json(),
+        work=submit,
+    )
 
 
 @router.get("", operation_id="list_jobs", responses=problems(400, 422))

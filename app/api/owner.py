@@ -1,13 +1,25 @@
-"""Who asks. The one place where keys and tenants will come in."""
+"""Who asks: the caller that app/api/guard.py recognized, and the owner whose things the request may see and change."""
 
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
+
+from app.access.keys import Caller
+
+CALLER = "pare.caller"
+"""In the scope of every request that got past the guard."""
 
 
-def current_owner() -> str:
+def current_caller(request: Request) -> Caller:
+    """Return who sends this request."""
+    caller: Caller = request.scope[CALLER]
+    return caller
+
+
+def current_owner(request: Request) -> str:
     """Return the owner whose things this request may see and change."""
-    return "local"
+    return current_caller(request).owner
 
 
+CurrentCaller = Annotated[Caller, Depends(current_caller)]
 Owner = Annotated[str, Depends(current_owner)]

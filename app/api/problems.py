@@ -1,6 +1,7 @@
 """Every error becomes an RFC 9457 problem here, and only here: ours, the framework's, and those nobody expected."""
 
 import json
+import math
 import re
 from http import HTTPStatus
 from typing import Any
@@ -15,23 +16,34 @@ from starlette.exceptions import HTTPException
 from app.errors import (
     ChecksumMismatch,
     Conflict,
+    Forbidden,
     Gone,
     IdempotencyMismatch,
     InvalidRequest,
+    NotAuthenticated,
     NotFound,
     OffsetMismatch,
     PareError,
     PreconditionFailed,
     Problem,
+    QuotaExceeded,
     RangeNotSatisfiable,
+    StillRunning,
     StorageCorrupt,
     StorageFull,
     TooLarge,
+    TooManyRequests,
     Unavailable,
     UnsupportedFormat,
     VersionUnsupported,
 )
 
+IANA = "https://iana.org/assignments/http-problem-types#"
+TYPES = {
+    "quota_exceeded": f"{IANA}quota-exceeded",
+    "temporary_reduced_capacity": f"{IANA}temporary-reduced-capacity",
+}
+"""Kinds of problems that have a name of their own (draft-ietf-httpapi-ratelimit-headers-10, section 5)."""
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
 """A request with more mistakes than this gets the first ones."""
@@ -43,6 +55,9 @@ TUS_VERSION = "1.0.0"
 STATUSES: dict[type[PareError], int] = {
     ChecksumMismatch: CHECKSUM_MISMATCH,
     Gone: HTTPStatus.GONE,
+    NotAuthenticated: HTTPStatus.UNAUTHORIZED,
+    Forbidden: HTTPStatus.FORBIDDEN,
+    TooManyRequests: HTTPStatus.TOO_MANY_REQUESTS,
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
     PreconditionFailed: HTTPStatus.PRECONDITION_FAILED,
@@ -91,7 +106,7 @@ class ProblemView(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, title="Problem")
 
     type: str = Field(examples=["urn:pare:problem:not_found"])
-    """A stable name of this kind of problem."""
+    """A URI that names this kind of problem."""
     title: str = Field(examples=["Not found"])
     """The kind of problem in words."""
     status: int = Field(examples=[404])
@@ -99,7 +114,7 @@ class ProblemView(BaseModel):
     detail: str = Field(examples=["there is no job job_k3v0q7m2c9x1f8z5a4b6n0p2r7"])
     """What happened this time, with the values."""
     code: str = Field(examples=["not_found"])
-    """The last part of `type`, for programs to compare."""
+    """A stable name of this kind of problem, for programs to compare."""
     fix: str
     """What to do about it."""
     retryable: bool
@@ -108,6 +123,8 @@ class ProblemView(BaseModel):
     """Quote this when reporting the problem; the service's log carries it."""
     errors: list[PlaceView] = Field(default=[])
     """Every place of the request that is wrong; left out where there is none."""
+    violated_policies: list[str] = Field(default=[], alias="violated-policies")
+    """Limits that were met: requests, queued-jobs, stored-bytes; left out where there is none."""
 
 
 def install(app: FastAPI) -> None:
@@ -133,11 +150,12 @@ def make_problem(
     *,
     retryable: bool = False,
     errors: list[Problem] | None = None,
+    policies: list[str] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
     """Return the response."""
     body: dict[str, Any] = {
-        "type": f"urn:pare:problem:{code}",
+        "type": TYPES.get(code, f"urn:pare:problem:{code}"),
         "title": code.replace("_", " ").capitalize(),
         "status": int(status),
         "detail": detail,
@@ -148,6 +166,8 @@ def make_problem(
     }
     if errors:
         body["errors"] = [{"pointer": error.pointer, "detail": error.detail} for error in errors[:MAX_ERRORS]]
+    if policies:
+        body["violated-policies"] = policies
     # ASCII, because a client may have sent us half a character that UTF-8 cannot carry.
     content = json.dumps(body, ensure_ascii=True, allow_nan=False)
     return Response(content, status_code=int(status), media_type=MEDIA_TYPE, headers=headers)
@@ -163,28 +183,55 @@ def status_of(error: PareError) -> int:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _answer_ours(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, PareError)
+def answer_error(error: PareError, *, unread_body: bool = False) -> Response:
+    """Return the answer for one of our errors; with `unread_body`, the connection ends with it."""
     status = status_of(error)
     if status == HTTPStatus.INTERNAL_SERVER_ERROR:
         return answer_unexpected(error)
-    headers: dict[str, str] = {}
+    headers = _describe_headers(error)
     if status >= 500:
         log.warning("request failed", code=error.code, detail=error.detail, exc_info=error)
         if error.retryable:
             headers["Retry-After"] = str(RETRY_AFTER_SECONDS[status])
-    if isinstance(error, RangeNotSatisfiable):
-        headers |= {"Content-Range": f"bytes */{error.size_bytes}", "Accept-Ranges": "bytes"}
     if isinstance(error, OffsetMismatch) and error.offset is not None:
         headers["Upload-Offset"] = str(error.offset)
     if isinstance(error, VersionUnsupported):
         headers["Tus-Version"] = TUS_VERSION
-    if isinstance(error, TooLarge):
+    if isinstance(error, TooLarge) or unread_body:
         headers["Connection"] = "close"  # the rest of the body is not worth reading
     places = error.errors if isinstance(error, InvalidRequest) else None
     return make_problem(
-        status, error.code, error.detail, error.fix, retryable=error.retryable, errors=places, headers=headers
+        status,
+        error.code,
+        error.detail,
+        error.fix,
+        retryable=error.retryable,
+        errors=places,
+        policies=[error.policy] if isinstance(error, QuotaExceeded) else None,
+        headers=headers,
     )
+
+
+def _describe_headers(error: PareError) -> dict[str, str]:
+    """Return the headers that say the same as the error in words."""
+    match error:
+        case NotAuthenticated():
+            sent = "" if error.code == "key_missing" else ', error="invalid_token"'  # RFC 6750
+            return {"WWW-Authenticate": f'Bearer realm="pare"{sent}'}
+        case Forbidden():
+            return {"WWW-Authenticate": f'Bearer realm="pare", error="insufficient_scope", scope="{error.scope}"'}
+        case TooManyRequests(retry_after_seconds=float(seconds)):
+            return {"Retry-After": str(max(1, math.ceil(seconds)))}
+        case StillRunning():
+            return {"Retry-After": "1"}
+        case RangeNotSatisfiable():
+            return {"Content-Range": f"bytes */{error.size_bytes}", "Accept-Ranges": "bytes"}
+    return {}
+
+
+def _answer_ours(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, PareError)
+    return answer_error(error)
 
 
 def _answer_invalid(request: Request, error: Exception) -> Response:

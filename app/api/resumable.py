@@ -31,6 +31,7 @@ from app.errors import (
     VersionUnsupported,
 )
 from app.files.resumable import begin_upload, find_upload
+from app.jobs.quotas import require_stored_fits
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -155,6 +156,7 @@ def post_upload(
             description=description,
             expiry_seconds=service.settings.upload_expiry_seconds,
         )
+        require_stored_fits(session, service.settings, owner)
         view = _describe(upload)
     response.headers["Location"] = view.links.self
     response.headers["Upload-Offset"] = "0"

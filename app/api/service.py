@@ -6,8 +6,10 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.authenticator import Authenticator
 from app.api.measures import Measures
 from app.api.probes import Probes
+from app.api.request_limiter import RequestLimiter
 from app.db.session import Database
 from app.settings import Settings
 from app.storage import Storage
@@ -20,6 +22,8 @@ class Service:
     settings: Settings
     database: Database
     storage: Storage
+    authenticator: Authenticator
+    limiter: RequestLimiter
     probes: Probes = field(default_factory=Probes)
     """Looks at the parts for health."""
     measures: Measures = field(default_factory=Measures)

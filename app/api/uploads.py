@@ -19,6 +19,7 @@ from app.db.tables import DatasetRow, ModelRow
 from app.errors import Conflict, InvalidRequest, PareError, Problem, TooLarge, UnsupportedFormat
 from app.files import hold
 from app.files.resumable import Completion, assemble, end_upload, find_upload, finish_upload, list_parts
+from app.jobs.quotas import find_room, full_storage
 from app.jobs.uploads import get_upload
 from app.recipes.base import Spec
 from app.storage import Blob, BlobWriter, Section, owner_storage, upload_storage
@@ -73,6 +74,7 @@ async def take_file(
     if request.headers.get("content-type", "").lower().startswith("application/json"):
         completion = await _read_completion(request, service.settings.max_body_bytes)
         return await run_in_threadpool(_complete, service, owner, completion, max_bytes, table, add)
+    await check_room(request, service, owner)
     section = owner_storage(service.storage, owner)
     blob = await receive_blob(request, section, max_bytes)
 
@@ -82,6 +84,23 @@ async def take_file(
             return add(session, blob)
 
     return await run_in_threadpool(write)
+
+
+async def check_room(request: Request, service: Service, owner: str) -> None:
+    """Raise QuotaExceeded where it is known before the body is read that the owner may not store it.
+
+    What comes of uploads at the same time is judged when the upload is written down.
+    """
+
+    def find() -> int | None:
+        with service.database.read() as session:
+            return find_room(session, service.settings, owner)
+
+    room = await run_in_threadpool(find)
+    declared = request.headers.get("content-length", "")
+    num_bytes = int(declared) if declared.isdecimal() else 1
+    if room is not None and num_bytes > room:
+        raise full_storage(f"the body has {num_bytes} bytes; {room} more may be stored")
 
 
 async def receive_blob(request: Request, section: Section, max_bytes: int) -> Blob:
@@ -162,6 +181,7 @@ def _complete(
         if upload.made is not None:
             return _find_made(session, table, owner, upload.made, completion)
         hold(session, owner_storage(storage, owner), [blob])
+        upload.made = upload.id  # until the row has its id: from here on the bytes count once, as its own
         made = add(session, blob)
         finish_upload(session, upload, made.id, service.settings.upload_expiry_seconds)
     _clear(service, upload_id)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from app.db import migrate
-from app.errors import ConfigurationError, SchemaMissing, StorageFull, Unavailable
+from app.errors import ConfigurationError, ReducedCapacity, SchemaMissing, StorageFull, Unavailable
 
 READ_ONLY = "pare_read_only"
 MIGRATION_LOCK_TIMEOUT_SECONDS = 60.0
@@ -130,7 +130,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise Unavailable("all database connections are in use") from error
+        raise ReducedCapacity("all database connections are in use") from error
     except (OperationalError, InterfaceError, ProgrammingError) as error:
         if _is_schema_missing(error):
             raise SchemaMissing from error

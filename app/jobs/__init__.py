@@ -16,9 +16,10 @@ from app.jobs.events import append_event, list_events
 from app.jobs.finish import confirm_cancelled, fail, release, succeed
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
 from app.jobs.needs import Capacity, JobNeeds, capacity_of, derive_needs, needs_of
-from app.jobs.order import count_ahead
+from app.jobs.order import count_ahead, find_saturated
 from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
 from app.jobs.parents import name_parts
+from app.jobs.quotas import measure_usage
 from app.jobs.reap import reap_expired
 from app.jobs.retention import forget_files
 from app.jobs.submit import submit_job, validate_submission
@@ -65,6 +66,7 @@ __all__ = [
     "explain_wait",
     "fail",
     "find_newest",
+    "find_saturated",
     "forget_files",
     "forget_workers",
     "get_job",
@@ -72,6 +74,7 @@ __all__ = [
     "list_events",
     "list_workers",
     "mark_sent",
+    "measure_usage",
     "name_parts",
     "needs_of",
     "note_waits",

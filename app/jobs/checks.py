@@ -9,7 +9,7 @@ from app.db.clock import db_now
 from app.db.tables import DatasetRow, JobRow, ModelRow
 from app.ids import new_id
 from app.jobs.claim import NO_PROGRESS
-from app.jobs.lifecycle import MADE_OF_PARTS, State, describe_state, write_event
+from app.jobs.lifecycle import CHECK_PRIORITY, MADE_OF_PARTS, State, describe_state, write_event
 from app.jobs.needs import JobNeeds, derive_needs
 from app.jobs.outbox import enqueue
 from app.jobs.workers import require_isolation
@@ -17,8 +17,6 @@ from app.recipes.plan import EngineError
 from app.settings import Settings
 
 CHECKING = "checking"
-CHECK_PRIORITY = 100
-"""Above what a user can ask for: checks are short, and users wait for them."""
 READY = "ready"
 REJECTED = "rejected"
 

@@ -61,11 +61,16 @@ class Claim:
         return self.attempt >= self.max_attempts
 
 
-def claim_next(session: Session, capacity: Capacity, worker_id: str, lease_seconds: float) -> Claim | None:
-    """Take the waiting job that is next for a worker with this capacity; return None where it can run none."""
+def claim_next(
+    session: Session, capacity: Capacity, worker_id: str, lease_seconds: float, max_running: int | None = None
+) -> Claim | None:
+    """Take the waiting job that is next for a worker with this capacity; return None where it can run none.
+
+    Not more than `max_running` jobs of one owner run at the same time, or what administrators gave the owner.
+    """
     take_turn(session)
     for _ in range(_MAX_PICKS):
-        job_id = pick_next(session, capacity)
+        job_id = pick_next(session, capacity, max_running)
         if job_id is None:
             return None
         taken = claim(session, job_id, worker_id, lease_seconds)

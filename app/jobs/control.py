@@ -20,6 +20,7 @@ from app.jobs.parents import (
     retry_parts,
     start_parent,
 )
+from app.jobs.quotas import require_room_for_job
 from app.jobs.teachers import name_teachers
 from app.recipes.pipelines import Distillation
 from app.recipes.recipe import Recipe
@@ -64,6 +65,7 @@ def retry_job(session: Session, settings: Settings, owner: str, job_id: str, *, 
 
     It goes on from its last checkpoint; with `fresh` it forgets them and starts from the beginning.
     """
+    require_room_for_job(session, settings, owner)
     job = get_job(session, owner, job_id, for_update=True)
     refuse_part(job)
     if State(job.state) not in (State.FAILED, State.CANCELLED):

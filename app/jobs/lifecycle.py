@@ -46,6 +46,8 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 """The job is over; nothing but the user's retry moves it."""
 CHECKS = frozenset({"check_model", "check_dataset"})
 """The actions that settle an upload; users do not see these jobs."""
+CHECK_PRIORITY = 100
+"""Theirs; above what a user can ask for: checks are short, and users wait for them."""
 MADE_OF_PARTS = frozenset({"distill"})
 """The actions that no worker claims: the dispatcher runs their parts (app/jobs/parents.py)."""
 OWNED = frozenset({State.RUNNING, State.CANCELLING})

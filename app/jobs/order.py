@@ -15,8 +15,9 @@ from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from app.access.limits import lock_owner, read_running_limits
 from app.db.tables import JobRow
-from app.jobs.lifecycle import MADE_OF_PARTS, OWNED, State
+from app.jobs.lifecycle import CHECK_PRIORITY, CHECKS, MADE_OF_PARTS, OWNED, State
 from app.jobs.needs import Capacity
 from app.recipes.needs import DeviceKind
 
@@ -41,6 +42,15 @@ class Standing:
     """When a job of the owner was last claimed, in seconds since 1970."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """How many jobs run, by owner."""
+
+    all: Counter[str]
+    jobs: Counter[str]
+    """Without checks of uploads."""
+
+
 def can_run(capacity: Capacity, device: DeviceKind) -> Conditions:
     """Return the conditions for waiting jobs of a kind that a worker with this capacity can run."""
     return (
@@ -53,29 +63,47 @@ def can_run(capacity: Capacity, device: DeviceKind) -> Conditions:
     )
 
 
-def pick_next(session: Session, capacity: Capacity) -> str | None:
+def pick_next(session: Session, capacity: Capacity, max_running: int | None = None) -> str | None:
     """Return the waiting job that is next for this worker, locked where the database has such locks; None: nothing.
 
-    Its cost grows with the number of owners, not with the number of waiting jobs: every query ends at its first row.
+    `max_running` is how many jobs of an owner may run at the same time if it has no limit of its own; checks do not
+    count, and do not wait. The cost grows with the number of owners and priorities, not with that of waiting jobs:
+    every query ends at its first row.
     """
     kinds = [can_run(capacity, device) for device in capacity.accepts]
-    priorities = [_find_top_priority(session, conditions) for conditions in kinds]
-    highest = max((priority for priority in priorities if priority is not None), default=None)
-    if highest is None:
-        return None
-    groups = [
-        (*conditions, JobRow.priority == highest)
-        for conditions, priority in zip(kinds, priorities, strict=True)
-        if priority == highest
-    ]
     running = _count_running(session)
-    turns = {owner: at for conditions in groups for owner, at in _find_owners(session, conditions)}
-    standings = {owner: Standing(running[owner], _seconds(at)) for owner, at in turns.items()}
-    for owner in sorted(standings, key=lambda name: _key(standings[name], name)):
-        oldest = [job for conditions in groups if (job := _find_oldest(session, (*conditions, JobRow.owner == owner)))]
-        if oldest:
-            return min(oldest)[1]
-    return None
+    while True:
+        priorities = [_find_top_priority(session, conditions) for conditions in kinds]
+        highest = max((priority for priority in priorities if priority is not None), default=None)
+        if highest is None:
+            return None
+        groups = [
+            (*conditions, JobRow.priority == highest)
+            for conditions, priority in zip(kinds, priorities, strict=True)
+            if priority == highest
+        ]
+        turns = {owner: at for conditions in groups for owner, at in _find_owners(session, conditions)}
+        limits = read_running_limits(session, max_running, turns) if highest != CHECK_PRIORITY else {}
+        free = [owner for owner in turns if owner not in limits or running.jobs[owner] < limits[owner]]
+        standings = {owner: Standing(running.all[owner], _seconds(turns[owner])) for owner in free}
+        for owner in sorted(standings, key=lambda name: _key(standings[name], name)):
+            if owner in limits and not _may_run_more(session, owner, limits[owner]):
+                continue
+            oldest = [
+                job for conditions in groups if (job := _find_oldest(session, (*conditions, JobRow.owner == owner)))
+            ]
+            if oldest:
+                return min(oldest)[1]
+        if free:
+            return None
+        kinds = [(*conditions, JobRow.priority < highest) for conditions in kinds]
+
+
+def find_saturated(session: Session, max_running: int | None) -> list[str]:
+    """Return the owners of whom as many jobs run as may."""
+    jobs = _count_running(session).jobs
+    limits = read_running_limits(session, max_running, jobs)
+    return sorted(owner for owner, limit in limits.items() if jobs[owner] >= limit)
 
 
 def take_turn(session: Session) -> None:
@@ -119,7 +147,7 @@ def count_ahead(session: Session, device: DeviceKind, priority: int, owner: str,
         mine = (*waiting, JobRow.priority == priority, JobRow.owner == owner, before)
         older = session.scalar(select(func.count()).where(*mine)) or 0
     levels[priority] = {**levels[priority], owner: older + 1}
-    running = _count_running(session)
+    running = _count_running(session).all
     standings = {name: Standing(running[name], _seconds(at)) for name, at in turns.items()}
     return count_turns(levels, standings, owner)
 
@@ -189,10 +217,22 @@ def _last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> 
     )
 
 
-def _count_running(session: Session) -> Counter[str]:
+def _count_running(session: Session, owner: str | None = None) -> Running:
     # A parent runs on no worker; its parts do, and count.
-    running = (JobRow.state.in_(OWNED), JobRow.action.not_in(MADE_OF_PARTS))
-    return Counter(session.scalars(select(JobRow.owner).where(*running)))
+    query = select(JobRow.owner, JobRow.action).where(JobRow.state.in_(OWNED), JobRow.action.not_in(MADE_OF_PARTS))
+    rows = session.execute(query if owner is None else query.where(JobRow.owner == owner)).all()
+    return Running(Counter(name for name, _ in rows), Counter(name for name, action in rows if action not in CHECKS))
+
+
+def _may_run_more(session: Session, owner: str, limit: int) -> bool:
+    """Return whether one more job of this owner may run, and let nobody else decide that until the transaction ends.
+
+    On SQLite nobody else can. On PostgreSQL another claim may go on beside this one (see take_turn).
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        return True
+    lock_owner(session, owner)
+    return _count_running(session, owner).jobs[owner] < limit
 
 
 def _seconds(at: datetime | None) -> float:

@@ -16,10 +16,10 @@ from sqlalchemy.orm import Session
 from app.db.clock import db_now
 from app.db.tables import ArtifactRow, JobRow, ModelRow
 from app.errors import Conflict
-from app.jobs.checks import CHECK_PRIORITY, check_again, queue_job
+from app.jobs.checks import check_again, queue_job
 from app.jobs.claim import NO_PROGRESS
 from app.jobs.endings import WAITING
-from app.jobs.lifecycle import TERMINAL, State, move
+from app.jobs.lifecycle import CHECK_PRIORITY, TERMINAL, State, move
 from app.jobs.needs import derive_needs
 from app.jobs.outbox import enqueue
 from app.jobs.uploads import make_model

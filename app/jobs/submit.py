@@ -10,6 +10,7 @@ from app.errors import Conflict, InvalidRequest, NotReady, Problem
 from app.jobs.bindings import point
 from app.jobs.checks import CHECKING, REJECTED, queue_job
 from app.jobs.needs import derive_needs
+from app.jobs.quotas import require_room_for_job
 from app.jobs.teachers import STEPS, find_teacher_problems, list_teachers
 from app.jobs.validate import find_problems
 from app.jobs.workers import require_isolation
@@ -35,8 +36,12 @@ def submit_job(
     needs: Needs | None = None,
     webhook_id: str | None = None,
 ) -> JobRow:
-    """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked."""
+    """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked.
+
+    Raises QuotaExceeded where the owner has as many jobs waiting as it may.
+    """
     require_isolation(session, settings.worker_seen_seconds)
+    require_room_for_job(session, settings, owner)
     validate_submission(
         session,
         settings,

@@ -9,6 +9,7 @@ from app.errors import InvalidRequest, Problem
 from app.jobs.bindings import TEXT, find_column
 from app.jobs.checks import queue_job
 from app.jobs.parents import start_parent
+from app.jobs.quotas import require_room_for_job
 from app.jobs.submit import validate_submission
 from app.jobs.workers import require_isolation
 from app.recipes.facts import DatasetFacts, ModelFacts
@@ -34,6 +35,7 @@ def submit_distillation(
 ) -> JobRow:
     """Start a distillation, or raise InvalidRequest with every problem, or NotReady while an upload is checked."""
     require_isolation(session, settings.worker_seen_seconds)
+    require_room_for_job(session, settings, owner)
     validate_distillation(
         session,
         settings,

@@ -11,6 +11,7 @@ from app.errors import Conflict, NotFound
 from app.ids import new_id
 from app.jobs.checks import CHECKING, queue_check
 from app.jobs.lifecycle import CHECKS, TERMINAL
+from app.jobs.quotas import require_stored_fits
 from app.jobs.teachers import learns_from
 from app.settings import Settings
 from app.storage.base import Blob
@@ -28,10 +29,11 @@ def add_model(
     blob: Blob,
     architecture: str | None = None,
 ) -> ModelRow:
-    """Write down an uploaded model and queue its check."""
+    """Write down an uploaded model and queue its check; raises QuotaExceeded where the owner may not store it."""
     model = ModelRow(id=new_id("mdl"), architecture=architecture, **_describe(owner, name, format, blob))
     session.add(model)
     session.flush()
+    require_stored_fits(session, settings, owner)
     queue_check(session, settings, owner=owner, model_id=model.id)
     session.refresh(model)
     return model
@@ -46,10 +48,11 @@ def make_model(session: Session, *, owner: str, name: str, blob: Blob, made_by: 
 
 
 def add_dataset(session: Session, settings: Settings, *, owner: str, name: str, format: str, blob: Blob) -> DatasetRow:
-    """Write down an uploaded dataset and queue its check."""
+    """Write down an uploaded dataset and queue its check; raises QuotaExceeded where the owner may not store it."""
     dataset = DatasetRow(id=new_id("dst"), **_describe(owner, name, format, blob))
     session.add(dataset)
     session.flush()
+    require_stored_fits(session, settings, owner)
     queue_check(session, settings, owner=owner, dataset_id=dataset.id)
     session.refresh(dataset)
     return dataset

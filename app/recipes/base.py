@@ -11,6 +11,11 @@ Items = Annotated[tuple[T, ...], Field(strict=False)]
 """An immutable sequence that a JSON array, hence a Python list, may fill; its items stay strict."""
 
 
+def read_whole(value: object) -> object:
+    """Return an int for a float without a fraction: to JSON Schema (2020-12, 6.1.1) 2.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Spec(BaseModel):
     """A piece of a request. Unknown fields are refused, types are not coerced, values never change after validation."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from pare.records import Dataset, Job, Model, Needs, Technique, Worker
+from pare.records import Dataset, Job, Key, Model, Needs, Technique, Worker
 from pare.report import human_bytes, verdict_text
 
 
@@ -18,6 +18,22 @@ def grid(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def keys_table(keys: Iterable[Key]) -> Table:
+    """Return a list of keys."""
+    rows = (
+        (
+            key.id,
+            key.owner,
+            ", ".join(key.scopes),
+            "revoked" if key.revoked_at else f"until {key.expires_at}" if key.expires_at else "valid",
+            key.last_used_at or "never",
+            key.name,
+        )
+        for key in keys
+    )
+    return grid(("id", "owner", "scopes", "state", "last used", "name"), rows)
 
 
 def models_table(models: Iterable[Model]) -> Table:

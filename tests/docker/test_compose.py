@@ -27,6 +27,10 @@ JOB_SECONDS = 600.0
 def client(stack: Stack) -> Iterator[httpx2.Client]:
     with httpx2.Client(base_url=stack.url, timeout=60) as client:
         wait_until_ready(client)
+        assert client.get("/v1/jobs").status_code == 401
+        (api,) = stack.containers("api")
+        command = ("python", "-m", "app.access", "create", "--owner", "tester", "--scopes", "read,write,admin")
+        client.headers["Authorization"] = f"Bearer {stack.execute(api, *command).strip()}"
         yield client
 
 

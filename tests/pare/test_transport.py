@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 
-from pare.errors import Conflict, InvalidRequest, NotFound, NotReachable, Refused, TooLarge, Unavailable, UsageError
+from pare.errors import (
+    AccessDenied,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    NotReachable,
+    Refused,
+    TooLarge,
+    Unavailable,
+    UsageError,
+)
 from pare.transport import Transport
 
 Answer = tuple[int, dict[str, str], Any]
@@ -179,3 +189,42 @@ def test_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert Transport("http://other").url == "http://other"
     monkeypatch.delenv("PARE_URL")
     assert Transport().url == "http://127.0.0.1:8000"
+
+
+def test_the_key_goes_with_every_request(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    script.answers = [(200, {}, {})]
+    monkeypatch.delenv("PARE_API_KEY", raising=False)
+    Transport(script.url).get("/v1/me")
+    monkeypatch.setenv("PARE_API_KEY", "pare_from_the_environment\n")
+    Transport(script.url).get("/v1/me")
+    Transport(script.url, api_key="pare_given").get("/v1/me")
+    sent = [headers.get("Authorization") for _, _, headers, _ in script.seen]
+    assert sent == [None, "Bearer pare_from_the_environment", "Bearer pare_given"]
+    with pytest.raises(UsageError) as refused:
+        Transport(script.url, api_key="pare\r\nX-Evil: 1")
+    assert "Evil" not in str(refused.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_missing_key_is_an_error_of_its_own(script: Script, status: int) -> None:
+    script.answers = [(status, {}, {"code": "key_missing", "detail": "d", "fix": "f"})]
+    with pytest.raises(AccessDenied) as refused:
+        Transport(script.url).get("/v1/jobs")
+    assert refused.value.code == "key_missing"
+    assert len(script.seen) == 1
+
+
+def test_a_full_store_is_not_asked_again_and_a_full_queue_is(script: Script) -> None:
+    full = {"code": "quota_exceeded", "detail": "d", "retryable": False}
+    script.answers = [(429, {}, full)]
+    with pytest.raises(Unavailable):
+        Transport(script.url).request("POST", "/v1/jobs", json={}, repeatable=True)
+    assert len(script.seen) == 1
+    script.answers = [(429, {"Retry-After": "0"}, {**full, "retryable": True}), (202, {}, {"id": "job"})]
+    assert Transport(script.url).request("POST", "/v1/jobs", json={}, repeatable=True).json() == {"id": "job"}
+
+
+def test_a_first_try_that_is_still_worked_on_is_asked_for_again(script: Script) -> None:
+    running = {"code": "idempotency_key_in_use", "detail": "d", "retryable": True}
+    script.answers = [(409, {"Retry-After": "0"}, running), (202, {}, {"id": "job"})]
+    assert Transport(script.url).request("POST", "/v1/jobs", json={}, repeatable=True).json() == {"id": "job"}

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import is_loopback
+from app.errors import ConfigurationError
+from app.settings import Settings, check_exposure, is_loopback
 from tests.worker.conftest import wait_until
 from worker.sandbox.isolation import Isolation
-from worker.serve import ServeRefused, check_exposure, lock_directory, take_port
+from worker.serve import ServeRefused, check_isolation, lock_directory, take_port
 from worker.serve import serve as start_service
 
 Serve = Callable[..., "subprocess.Popen[str]"]
@@ -128,19 +129,19 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_strangers_are_let_in_only_with_isolation_and_an_explicit_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PARE_INSECURE_NO_AUTH", raising=False)
-    check_exposure("127.0.0.1", BARE)
-    with pytest.raises(ServeRefused, match="cannot be isolated"):
-        check_exposure("0.0.0.0", BARE)
-    with pytest.raises(ServeRefused, match="does not ask who they are"):
-        check_exposure("0.0.0.0", SAFE)
-
-    monkeypatch.setenv("PARE_INSECURE_NO_AUTH", "1")
-
-    check_exposure("0.0.0.0", SAFE)
-    with pytest.raises(ServeRefused, match="cannot be isolated"):
-        check_exposure("::", BARE)
+def test_others_are_let_in_only_with_keys_and_isolation() -> None:
+    keys = Settings(auth="keys", host="0.0.0.0")
+    check_exposure(keys)
+    check_exposure(Settings(host="127.0.0.1"))
+    check_isolation(keys, SAFE)
+    check_isolation(Settings(), BARE)
+    with pytest.raises(ConfigurationError, match="asks nobody who they are") as refused:
+        check_exposure(Settings(host="::"))
+    assert "PARE_AUTH=keys" in refused.value.fix
+    # Loopback as well: with keys there may be a proxy before it.
+    for host in ("0.0.0.0", "127.0.0.1"):
+        with pytest.raises(ServeRefused, match="cannot be isolated"):
+            check_isolation(Settings(auth="keys", host=host), BARE)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.idempotency import forget_expired, parse_key
+from app.api.idempotency import answer_once, forget_expired, parse_key
 from app.db.clock import db_now
 from app.db.tables import IdempotencyRow
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, Unavailable
 from tests.app.jobs.world import World
 
 Both = tuple[TestClient, World]
@@ -64,10 +64,51 @@ def test_other_key_is_another_job(both: Both) -> None:
 def test_twenty_at_once_make_one_job(both: Both) -> None:
     with ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: submit(both, "k1"), range(20)))
-    assert {answer.status_code for answer in answers} == {202}
-    assert len({answer.content for answer in answers}) == 1
-    assert sum("idempotency-replayed" not in answer.headers for answer in answers) == 1
+    made = [answer for answer in answers if answer.status_code == 202]
+    refused = [answer for answer in answers if answer.status_code != 202]
+    assert len({answer.content for answer in made}) == 1
+    assert sum("idempotency-replayed" not in answer.headers for answer in made) == 1
+    assert {(answer.status_code, answer.json()["code"]) for answer in refused} <= {(409, "idempotency_key_in_use")}
     assert count_jobs(both) == 1
+
+
+def test_repeat_is_refused_while_the_first_is_worked_on(both: Both) -> None:
+    """SQLite lets the second wait for the first; on PostgreSQL it hears so at once."""
+    _, world = both
+    if world.database.dialect != "postgresql":
+        pytest.skip("one transaction writes at a time")
+    with world.database.session() as session:
+        begun = answer_once(
+            session, owner="local", route="POST /v1/jobs", key="k1", request="first", work=lambda: (202, "{}")
+        )
+        assert not begun.replayed
+        answer = submit(both, "k1")
+        assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_key_in_use")
+        assert answer.headers["retry-after"] == "1"
+        assert submit(both, "k2").status_code == 202
+        session.rollback()
+    assert submit(both, "k1").status_code == 202
+
+
+def test_distillations_have_keys_of_their_own(both: Both) -> None:
+    submit(both, "k1")
+    data = {"dataset_id": "dst_" + "a" * 26, "inputs": {"x": {"column": "image"}}}
+    body = {"model_id": both[1].model_id, "distillation": {"student": {"kind": "derive_student"}, "data": data}}
+    answer = both[0].post("/v1/distillations", json=body, headers={"Idempotency-Key": "k1"})
+    assert answer.json()["code"] == "invalid_request", "judged by itself, not as a repeat of the job's request"
+
+
+def test_server_errors_are_not_kept(both: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise Unavailable
+
+    with monkeypatch.context() as broken:
+        broken.setattr("app.api.jobs.describe_one", fail)
+        assert submit(both, "k1").status_code == 503
+    assert count_jobs(both) == 0
+    again = submit(both, "k1")
+    assert again.status_code == 202
+    assert "idempotency-replayed" not in again.headers
 
 
 def test_refused_request_leaves_its_key_free(both: Both) -> None:
