@@ -4,38 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from app.db.session import Database
-from app.db.tables import JobRow
-from app.jobs import State, advance_parents
-from app.main import create_app
-from app.settings import Settings
-from app.storage import open_storage
 from tests.engine.digits import Convolutions, make_uploads
-from worker.settings import WorkerSettings
-from worker.slot import Slot, open_slot
-
-
-def work(slot: Slot, database: Database, settings: Settings) -> None:
-    """Run waiting jobs, as a worker would, and let parents go on, as the dispatcher would, until nothing is left."""
-    storage = open_storage(settings.storage_url)
-    for _ in range(40):
-        with database.read() as session:
-            waiting = list(session.scalars(select(JobRow.id).where(JobRow.state == State.QUEUED)))
-        for job_id in waiting:
-            slot.supervisor.run(job_id)
-        if not advance_parents(database, settings, storage) and not waiting:
-            return
-    raise AssertionError("the work never ends")
-
-
-def upload(client: TestClient, path: str, file: Path) -> str:
-    answer = client.post(path, content=file.read_bytes())
-    assert answer.status_code == 201, answer.text
-    found: str = answer.json()["id"]
-    return found
+from tests.worker.real_service import real_service
 
 
 @pytest.mark.slow
@@ -43,20 +15,13 @@ def upload(client: TestClient, path: str, file: Path) -> str:
 def test_a_distillation_of_digits_ends_with_a_student_that_loads_and_a_fair_comparison(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    settings = Settings(data_dir=tmp_path, database_url=sqlite_url, engine_threads=1)
     uploads = make_uploads(Convolutions(), tmp_path, epochs=1)
-    database, slot = Database(sqlite_url), open_slot(settings, WorkerSettings())
-    try:
-        with TestClient(create_app(settings)) as client:
-            model = upload(client, "/v1/models?format=pt2", uploads.model)
-            dataset = upload(client, "/v1/datasets?format=npz", uploads.data)
-            work(slot, database, settings)
-            job = start(client, model, dataset)
-            work(slot, database, settings)
-            check(client, job)
-    finally:
-        slot.close()
-        database.dispose()
+    with real_service(tmp_path, sqlite_url) as service:
+        model = service.upload("/v1/models?format=pt2", uploads.model)
+        dataset = service.upload("/v1/datasets?format=npz", uploads.data)
+        job = start(service.client, model, dataset)
+        service.work()
+        check(service.client, job)
 
 
 def start(client: TestClient, model: str, dataset: str) -> str:
