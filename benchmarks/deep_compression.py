@@ -1,9 +1,12 @@
 """ResNet-20 on CIFAR-10 pruned, its weights shared, and entropy-coded (Han et al. 2015): bytes and accuracy by stage.
 
-    python benchmarks/deep_compression.py dense|compressed --data DIR [--seed 0] [--threads 2]
+    python benchmarks/deep_compression.py dense|compressed --data DIR [--seed 0] [--threads 2] [--epochs 6]
+    python benchmarks/deep_compression.py dense --data DIR --save dense.pt2
+    python benchmarks/deep_compression.py compressed --data DIR --teacher dense.pt2
 
 DIR (or PARE_BENCH_DATA) holds resnet20_cifar10.pt2, cifar10_train.npz and cifar10_test.npz. Both are whole recipes run
 by the engine, with the same number of epochs on the same images; `dense` only trains, `compressed` does the rest too.
+With --teacher the long training of what was pruned is a `distill` step: that model teaches, labels help.
 """
 
 import argparse
@@ -24,27 +27,33 @@ from worker.engine.programs.export_safetensors import export_safetensors
 from worker.engine.programs.intake import open_program
 from worker.engine.progress import Reporter
 
-TRAIN, TEST = "dst_" + "a" * 26, "dst_" + "b" * 26
+TRAIN, TEST, TEACHER = "dst_" + "a" * 26, "dst_" + "b" * 26, "mdl_" + "a" * 26
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TRAINING: dict[str, Any] = {
     "batch_size": 128, "optimizer": "sgd", "weight_decay": 5e-4, "augmentations": ["flip"], "keep_best": False,
 }  # fmt: skip
-EPOCHS, CENTROID_EPOCHS = 6, 1
+CENTROID_EPOCHS = 1
 """All but the last round of pruning are followed by an epoch; what is left fine-tunes."""
 
 
-def list_steps(part: str, sparsity: float, bits: int, rounds: int) -> list[dict[str, Any]]:
+def list_steps(part: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the steps of a recipe; both parts train for as many epochs."""
     if part == "dense":
-        return [{"kind": "finetune", "epochs": EPOCHS, "learning_rate": 0.02, **TRAINING}]
-    constant = {"epochs": 1, "learning_rate": 0.02, "schedule": "constant", **TRAINING}
+        return [{"kind": "finetune", "epochs": arguments.epochs, "learning_rate": arguments.learning_rate, **TRAINING}]
+    rounds = arguments.rounds
+    constant = {"epochs": 1, "learning_rate": arguments.learning_rate, "schedule": "constant", **TRAINING}
     gradual = {"schedule": "cubic", "num_iterations": rounds, "training": constant} if rounds > 1 else {}
-    epochs = EPOCHS - CENTROID_EPOCHS - (rounds - 1)
+    recover = {
+        "epochs": arguments.epochs - CENTROID_EPOCHS - (rounds - 1), "learning_rate": arguments.learning_rate,
+        **TRAINING,
+    }  # fmt: skip
     return [
-        {"kind": "prune_magnitude", "sparsity": sparsity, "scope": "global", **gradual},
-        {"kind": "finetune", "epochs": epochs, "learning_rate": 0.02, **TRAINING},
+        {"kind": "prune_magnitude", "sparsity": arguments.sparsity, "scope": "global", **gradual},
+        {"kind": "distill", "teacher_model_id": TEACHER, **recover}
+        if arguments.teacher
+        else {"kind": "finetune", **recover},
         {
-            "kind": "share_weights", "bits": bits,
+            "kind": "share_weights", "bits": arguments.bits,
             "training": {"epochs": CENTROID_EPOCHS, "learning_rate": 0.005, **TRAINING},
         },
     ]  # fmt: skip
@@ -57,6 +66,11 @@ def run(part: str, data: Path, directory: Path, arguments: argparse.Namespace) -
     (directory / "tmp").mkdir()
     for name, source in files.items():
         shutil.copyfile(data / source, directory / "in" / name)
+    teachers = []
+    if arguments.teacher:
+        shutil.copyfile(arguments.teacher, directory / "in" / "teacher.pt2")
+        digest = digest_file(directory / "in" / "teacher.pt2")
+        teachers = [{"id": TEACHER, "file": "teacher.pt2", "format": "pt2", "sha256": digest}]
     binding = {"column": "x", "layout": "nhwc_to_nchw", "scale": 1 / 255, "mean": MEAN, "std": STD}
     plan = Plan.model_validate(
         {
@@ -64,6 +78,7 @@ def run(part: str, data: Path, directory: Path, arguments: argparse.Namespace) -
             "model": {
                 "file": "model.pt2", "format": "pt2", "sha256": digest_file(directory / "in" / "model.pt2"),
             },
+            "teachers": teachers,
             "datasets": [
                 {
                     "id": name, "file": file, "format": "npz", "sha256": digest_file(directory / "in" / file),
@@ -71,12 +86,12 @@ def run(part: str, data: Path, directory: Path, arguments: argparse.Namespace) -
                 for name, file in ((TRAIN, "train.npz"), (TEST, "test.npz"))
             ],
             "recipe": {
-                "steps": list_steps(part, arguments.sparsity, arguments.bits, arguments.rounds),
+                "steps": list_steps(part, arguments),
                 "data": {
                     "dataset_id": TRAIN, "evaluation_dataset_id": TEST, "inputs": {"x": binding}, "label_column": "y",
                     "task": "classification",
                 },
-                "outputs": {"formats": ["onnx", "packed"]},
+                "outputs": {"formats": ["onnx", "packed", *(["pt2"] if arguments.save else [])]},
                 "target": {"num_runs": 20},
                 "seed": arguments.seed,
             },
@@ -86,6 +101,8 @@ def run(part: str, data: Path, directory: Path, arguments: argparse.Namespace) -
     )  # fmt: skip
     metrics = run_action(plan, directory, Reporter(lambda _: None)).metrics
     assert metrics is not None
+    if arguments.save:
+        shutil.copyfile(directory / "out" / "artifacts" / "model.pt2", arguments.save)
     return metrics
 
 
@@ -132,11 +149,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sparsity", type=float, default=0.8)
     parser.add_argument("--bits", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=3, choices=range(1, 6), help="of pruning")
+    parser.add_argument("--rounds", type=int, default=3, help="of pruning")
+    parser.add_argument("--epochs", type=int, default=6, help="of all training together")
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--teacher", type=Path, help="compressed: a model file to learn from")
+    parser.add_argument("--save", type=Path, help="where to put the result's model.pt2")
     arguments = parser.parse_args()
+    if not 1 <= arguments.rounds < arguments.epochs - CENTROID_EPOCHS:
+        parser.error("--rounds must leave an epoch to fine-tune")
     if arguments.data is None:
         parser.error("--data or PARE_BENCH_DATA must name the directory with the model and the images")
-    print(f"{arguments.part}: seed {arguments.seed}, {arguments.threads} threads\n")
+    print(
+        f"{arguments.part}: seed {arguments.seed}, {arguments.epochs} epochs, {arguments.threads} threads\n", flush=True
+    )
     started_at = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "original").mkdir()
