@@ -8,11 +8,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_INDEX ?=
 TORCH := torch==2.13.0
 
-# `make test PYTEST_ARGS="-k digits -x"` narrows a run; `make serve SERVE_ARGS="--port 9000"` passes options on.
+# `make test PYTEST_ARGS="-k digits -x"` narrows a run; `make serve SERVE_ARGS="--port 9000"` and
+# `make chaos CHAOS_ARGS="--seed 7"` pass options on.
 PYTEST_ARGS ?=
 SERVE_ARGS ?=
+CHAOS_ARGS ?=
 
-.PHONY: help install install-dev demo serve test fuzz test-docker test-gpu lint format bench lock audit wheels clean
+.PHONY: help install install-dev demo serve test test-faults chaos fuzz test-docker test-gpu lint format bench lock audit wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,7 +43,13 @@ serve: install  ## run the whole service on this machine (loopback, data in ./pa
 	$(BIN)/pare serve $(SERVE_ARGS)
 
 test: install-dev  ## all tests that need neither a GPU nor Docker
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu and not faults" $(PYTEST_ARGS)
+
+test-faults: install-dev  ## every fault case, and each without its defence (about half an hour)
+	$(BIN)/pytest -n 2 -m faults --timeout 600 $(PYTEST_ARGS) tests/faults
+
+chaos: install-dev  ## five minutes of random faults over a whole service, then its invariants
+	$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS)
 
 # `make fuzz FUZZ_SECONDS=3600 FUZZ_SEED=7 FUZZ_FORMATS=pt2,onnx` sets how long, from which seed and what.
 FUZZ_SECONDS ?= 600

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 from uuid import uuid4
@@ -28,24 +29,34 @@ class Identity(TypedDict, total=False):
 class PostgresServer:
     """A PostgreSQL server of the test session on a unix socket; it ends with this process, however that ends."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False) -> None:
         self.directory = directory
         self._binaries, self._identity = _find_binaries(directory)
-        data = directory / "data"
-        self._run("initdb", "-D", str(data), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
-        # Durability is not under test, and a lost test database is no loss.
-        fast = ["-c", "fsync=off", "-c", "full_page_writes=off", "-c", "synchronous_commit=off"]
+        data = str(directory / "data")
+        self._run("initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
+        # The machine does not lose power in a test. Unless it is `durable`, the server is not killed either.
+        self._options = ["-c", "fsync=off"]
+        if not durable:
+            self._options += ["-c", "full_page_writes=off", "-c", "synchronous_commit=off"]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._template: str | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Start the server, unless it runs, and wait until it answers."""
+        if self._process is not None and self._process.poll() is None:
+            return
         bound = ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
-        with (directory / "log").open("wb") as log:
+        where = ["-D", str(self.directory / "data"), "-k", str(self.directory), "-h", ""]
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*bound, self._binaries / "postgres", "-D", data, "-k", directory, "-h", "", *fast],
+                [*bound, str(self._binaries / "postgres"), *where, *self._options],
                 stdout=log,
                 stderr=log,
-                cwd=directory,
+                cwd=self.directory,
                 **self._identity,
             )
         self._wait_until_ready()
-        self._template: str | None = None
 
     def create_database(self, *, migrated: bool) -> str:
         """Create a database and return its URL."""
@@ -68,10 +79,24 @@ class PostgresServer:
         with psycopg.connect(f"host={self.directory} user=postgres dbname=postgres", autocommit=True) as connection:
             connection.execute(statement.encode())
 
-    def stop(self) -> None:
-        """Stop the server."""
-        self._process.send_signal(signal.SIGINT)
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self.directory / ".s.PGSQL.5432"
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server; SIGQUIT is its own word for a crash: nothing is finished, nothing is written."""
+        assert self._process is not None
+        self._process.send_signal(how)
         self._process.wait(60)
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to each of its processes: SIGSTOP makes it hang, SIGCONT ends that."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for process in (self._process.pid, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [str(self._binaries / program), *arguments]
@@ -81,6 +106,7 @@ class PostgresServer:
         assert done.returncode == 0, f"{program} failed: {done.stdout} {done.stderr}"
 
     def _wait_until_ready(self) -> None:
+        assert self._process is not None
         give_up = time.monotonic() + 90
         while True:
             try:
@@ -88,7 +114,7 @@ class PostgresServer:
             except psycopg.OperationalError:
                 log = (self.directory / "log").read_text()
                 assert self._process.poll() is None, f"postgres ended at once: {log}"
-                assert time.monotonic() < give_up, f"postgres is not ready after 30 s: {log}"
+                assert time.monotonic() < give_up, f"postgres is not ready after 90 s: {log}"
                 time.sleep(0.02)
 
 

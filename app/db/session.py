@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError, ProgrammingError, TimeoutError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    TimeoutError,
+)
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
@@ -14,7 +22,11 @@ from app.db import migrate
 from app.errors import ConfigurationError, ReducedCapacity, SchemaMissing, StorageFull, Unavailable
 
 READ_ONLY = "pare_read_only"
+_IDLE_TOO_LONG = "25P03"
 MIGRATION_LOCK_TIMEOUT_SECONDS = 60.0
+IDLE_SECONDS = 15.0
+"""A transaction in which nothing is asked for this long is ended by PostgreSQL: its process hangs, or its machine is
+gone without a word, and would hold the rows of a job for hours, past every lease."""
 
 
 class Database:
@@ -27,10 +39,16 @@ class Database:
         lock_timeout_seconds: float = 5.0,
         num_connections: int = 20,
         pool_timeout_seconds: float = 5.0,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self.url = url
         self.engine = _make_engine(
-            url, lock_timeout_seconds, pool_size=num_connections, max_overflow=0, pool_timeout=pool_timeout_seconds
+            url,
+            lock_timeout_seconds,
+            idle_seconds=idle_seconds,
+            pool_size=num_connections,
+            max_overflow=0,
+            pool_timeout=pool_timeout_seconds,
         )
         self._reading = self.engine.execution_options(**{READ_ONLY: True, "postgresql_readonly": True})
 
@@ -84,7 +102,9 @@ class Database:
             yield connection
 
 
-def _make_engine(url: str, lock_timeout_seconds: float, *, foreign_keys: bool = True, **pool: Any) -> Engine:
+def _make_engine(
+    url: str, lock_timeout_seconds: float, *, idle_seconds: float = 0, foreign_keys: bool = True, **pool: Any
+) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -93,11 +113,12 @@ def _make_engine(url: str, lock_timeout_seconds: float, *, foreign_keys: bool = 
         ) from None
     dialect = parsed.get_backend_name()
     if dialect == "postgresql":
-        milliseconds = int(lock_timeout_seconds * 1000)
+        limits = {"lock_timeout": lock_timeout_seconds, "idle_in_transaction_session_timeout": idle_seconds}
+        options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()]
         return create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
-            connect_args={"connect_timeout": 5, "options": f"-c lock_timeout={milliseconds} -c timezone=UTC"},
+            connect_args={"connect_timeout": 5, "options": " ".join([*options, "-c timezone=UTC"])},
             **pool,
         )
     if dialect == "sqlite":
@@ -131,7 +152,7 @@ def _translated() -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise ReducedCapacity("all database connections are in use") from error
-    except (OperationalError, InterfaceError, ProgrammingError) as error:
+    except (OperationalError, InterfaceError, InternalError, ProgrammingError) as error:
         if _is_schema_missing(error):
             raise SchemaMissing from error
         if _is_disk_full(error):
@@ -154,5 +175,7 @@ def _is_schema_missing(error: DBAPIError) -> bool:
 
 
 def _is_mistake(error: DBAPIError) -> bool:
+    if isinstance(error, InternalError):
+        return getattr(error.orig, "sqlstate", None) != _IDLE_TOO_LONG
     # SQLite reports wrong SQL as an operational error with the primary code SQLITE_ERROR.
     return isinstance(error, ProgrammingError) or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -1,5 +1,6 @@
 """Wake-up hints on their way to the queue. A hint may be lost or sent twice: the database alone says what is to do."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from app.db.session import Database
 from app.db.tables import JobRow, OutboxRow
 from app.jobs.lifecycle import State
 from app.recipes.needs import DeviceKind
+
+_MAX_PUBLISH_SECONDS = 5.0
+"""Of one round: the database does not wait longer for a slow broker, in a transaction that is open."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,10 @@ def sweep_unpublished(session: Session, device: DeviceKind, older_than_seconds: 
 
 def _publish(hints: list[Hint], publish: Callable[[Hint], None]) -> tuple[list[Hint], Exception | None]:
     sent: list[Hint] = []
+    end = time.monotonic() + _MAX_PUBLISH_SECONDS
     for hint in hints:
+        if time.monotonic() > end:
+            break
         try:
             publish(hint)
         except Exception as failure:

@@ -106,7 +106,7 @@ class Bench:
             blob = writer.commit()
         with self.database.session() as session:
             model = ModelRow(
-                id=new_id("mdl"), owner="local", name="script", format="pt2", size_bytes=blob.size_bytes,
+                id=new_id("mdl"), owner=owner, name="script", format="pt2", size_bytes=blob.size_bytes,
                 state="checking" if action == "check_model" else "ready", sha256=blob.sha256, created_at=db_now(),
             )  # fmt: skip
             session.add(model)

@@ -136,6 +136,29 @@ def test_connection_cut_by_the_server_is_replaced(postgres_url: str, postgres_se
     database.dispose()
 
 
+def test_a_transaction_that_stands_still_does_not_hold_its_rows_for_long(postgres_url: str) -> None:
+    hanging, other = Database(postgres_url, idle_seconds=0.3), Database(postgres_url)
+    lock = text("SELECT version_num FROM alembic_version FOR UPDATE")
+    locked = []
+
+    def stand_still() -> None:
+        with hanging.session() as session:
+            session.execute(lock)
+            time.sleep(1)
+            with other.session() as waiting:
+                locked.append(waiting.execute(lock).scalar_one())
+            session.execute(lock)
+
+    with pytest.raises(Unavailable):
+        stand_still()
+
+    assert locked, "the row was still held"
+    with hanging.session() as session:
+        session.execute(lock)
+    hanging.dispose()
+    other.dispose()
+
+
 def test_full_disk_is_storage_full(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'small.sqlite3'}", num_connections=1)
     database.upgrade()
