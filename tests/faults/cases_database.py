@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import httpx2
 from sqlalchemy import make_url, select
 
+from app.db.session import Database
 from app.db.tables import JobRow
 from tests.faults.cases import POSTGRESQL, case
 from tests.faults.cases_jobs import WORKING, engines_of
