@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.faults.stack import Stack
 
@@ -20,7 +21,7 @@ class Case:
     fast: bool
     """Part of `make test`; the others are run by `make test-faults`."""
     needs_root: bool = False
-    options: dict[str, object] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     """Settings of the service that differ."""
 
 
@@ -34,7 +35,7 @@ def case(
     databases: tuple[str, ...] = (SQLITE,),
     fast: bool = False,
     needs_root: bool = False,
-    **options: object,
+    **options: Any,
 ) -> Callable[[Run], Run]:
     """Put a function into the list."""
 

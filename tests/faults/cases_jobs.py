@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 
 from app.db.clock import db_now
 from app.db.tables import ArtifactRow, EventRow, JobRow
+from app.storage import owner_storage
 from tests.faults.cases import POSTGRESQL, SQLITE, case
 from tests.faults.stack import Stack
 from tests.worker.conftest import find_processes
@@ -146,7 +147,7 @@ def finish_comes_after_the_lease(stack: Stack) -> None:
 def artifact_of(stack: Stack, job_id: str) -> bytes:
     with stack.bench.database.read() as session:
         sha256 = session.scalars(select(ArtifactRow.sha256).where(ArtifactRow.job_id == job_id)).one()
-    return b"".join(stack.bench.storage.open(sha256))
+    return b"".join(owner_storage(stack.bench.storage, "local").open(sha256))
 
 
 @case("B9")
@@ -260,7 +261,7 @@ def checkpoint_rots(stack: Stack) -> None:
     job_id = stack.queue(["unless_resumed", write], ["finish"])
     stack.wait_until(lambda: kinds_of(stack, job_id).count("checkpoint") == 2, "the checkpoints")
     send(signal.SIGKILL, *children_of(main_of(worker)), main_of(worker))
-    folder = stack.directory / "store" / "sections" / "checkpoints" / job_id / "blobs"
+    folder = stack.directory / "store" / "blobs" / "checkpoints" / job_id
     rotten = next(path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == b"two")
     rotten.write_bytes(b"twp")
     stack.start()

@@ -168,12 +168,12 @@ def _drop_begin_immediate() -> None:
 
 
 def _drop_digest_check() -> None:
-    from app.storage.local import LocalStorage
+    from app.storage.local import LocalSection
 
-    def download(self: LocalStorage, sha256: str, size_bytes: int, path: Path) -> None:  # noqa: ARG001
+    def download(self: LocalSection, sha256: str, size_bytes: int, path: Path) -> None:  # noqa: ARG001
         shutil.copyfile(self._place(sha256), path)
 
-    exchange_method(LocalStorage, "download", lambda _: download)
+    exchange_method(LocalSection, "download", lambda _: download)
 
 
 def _drop_cancel_precedence() -> None:

@@ -10,6 +10,7 @@ told.  I12 (recovery in time) is measured by the cases themselves.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +30,8 @@ from app.db.tables import (
     OutboxRow,
 )
 from app.errors import PareError
-from app.jobs import checkpoint_storage
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State
-from app.storage import Storage
+from app.storage import Storage, checkpoint_storage, owner_storage
 
 PLANNED = frozenset({503, 507})
 """Answers of 500 and above that a fault may cause."""
@@ -134,18 +134,27 @@ def _check_artifacts(session: Session, job: JobRow) -> Iterator[str]:
 
 
 def _check_blobs(session: Session, storage: Storage) -> Iterator[str]:
-    for table in (ModelRow, DatasetRow, ArtifactRow, LogRow):
-        for sha256, size_bytes in session.execute(select(table.sha256, table.size_bytes).distinct()):
-            digest, num_bytes = hashlib.sha256(), 0
-            try:
-                for chunk in storage.open(sha256):
-                    digest.update(chunk)
-                    num_bytes += len(chunk)
-            except PareError as error:
-                yield f"I4: {table.__tablename__} name a blob that cannot be read: {error.detail}"
-                continue
-            if (digest.hexdigest(), num_bytes) != (sha256, size_bytes):
-                yield f"I4: blob {sha256} of {table.__tablename__} has other bytes"
+    for owner, sha256, size_bytes, table in _list_named(session):
+        digest, num_bytes = hashlib.sha256(), 0
+        try:
+            for chunk in owner_storage(storage, owner).open(sha256):
+                digest.update(chunk)
+                num_bytes += len(chunk)
+        except PareError as error:
+            yield f"I4: {table} name a blob that cannot be read: {error.detail}"
+            continue
+        if (digest.hexdigest(), num_bytes) != (sha256, size_bytes):
+            yield f"I4: blob {sha256} of {table} has other bytes"
+
+
+def _list_named(session: Session) -> Iterator[tuple[str, str, int, str]]:
+    """Yield owner, digest, size and table of everything that rows name."""
+    for table in (ModelRow, DatasetRow, ArtifactRow):
+        for row in session.execute(select(table.owner, table.sha256, table.size_bytes).distinct()):
+            yield (*row, table.__tablename__)
+    logs = select(JobRow.owner, LogRow.sha256, LogRow.size_bytes).join(JobRow, JobRow.id == LogRow.job_id)
+    for row in session.execute(logs):
+        yield (*row, LogRow.__tablename__)
 
 
 def _check_answers(answers: list[Answer]) -> Iterator[str]:
@@ -169,15 +178,13 @@ def _check_secrets(
     """Users must see neither; the service's own log, of which the paths are the operator's, no secret."""
     shown = [(f"{answer.method} {answer.path}", answer.body) for answer in history.answers]
     with database.read() as session:
-        digests = set(session.scalars(select(LogRow.sha256)))
+        told = [row for row in _list_named(session) if row[3] == LogRow.__tablename__]
         shown += [
             (f"event of {event.job_id}", json.dumps(event.data).encode()) for event in session.scalars(select(EventRow))
         ]
-    for sha256 in digests:
-        try:
-            shown.append((f"log {sha256}", b"".join(storage.open(sha256))))
-        except PareError:
-            continue  # I4 has said so
+    for owner, sha256, _, _ in told:
+        with suppress(PareError):  # I4 has said so
+            shown.append((f"log {sha256}", b"".join(owner_storage(storage, owner).open(sha256))))
     host = [line for log in logs for line in [str(log.parent)]][:1]
     for where, body in shown:
         for text in (*secrets, *host):

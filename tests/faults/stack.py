@@ -18,9 +18,10 @@ from sqlalchemy import select
 from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import EventRow, JobRow, ModelRow
+from app.files.collect import collect, find_unnamed
 from app.ids import new_id
 from app.settings import Settings
-from app.storage import open_storage
+from app.storage import open_storage, owner_storage
 from benchmarks.upload_memory import find_free_port
 from tests.app.jobs.world import model_facts
 from tests.faults.oracle import Answer, History, find_violations
@@ -42,6 +43,7 @@ def settings_of(directory: Path, database_url: str, **changes: object) -> Settin
         "cancel_grace_seconds": 0.7, "reap_interval_seconds": 0.2, "sweep_after_seconds": 2,
         "relay_interval_seconds": 0.05, "wake_interval_seconds": 0.5, "worker_seen_seconds": 4,
         "max_log_bytes": 200_000, "engine_memory_bytes": 2**30, "max_artifact_bytes": 32 * 2**20,
+        "storage_reserve_bytes": 2**20, "collect_interval_seconds": 1, "collect_grace_seconds": 5,
     }  # fmt: skip
     return Settings(**given | changes)  # type: ignore[arg-type]
 
@@ -137,7 +139,7 @@ class Stack:
 
     def add_model(self, *acts: list[object], owner: str = "local") -> str:
         """Store a "model" whose engine does these acts; return its id."""
-        with self.bench.storage.writer() as writer:
+        with owner_storage(self.bench.storage, owner).writer() as writer:
             writer.write(json.dumps(acts).encode())
             blob = writer.commit()
         row = ModelRow(
@@ -245,6 +247,7 @@ class Stack:
         self.settle()
         self.stop_all()
         self.broker.child.stop(lambda: False)
+        leftovers = self._find_leftovers()  # and then the oracle sees whether too much was taken away
         violations = find_violations(
             self.bench.database, self.bench.storage, self.history, secrets=self.secrets,
             logs=sorted((self.directory / "logs").glob("*.log")),
@@ -252,15 +255,19 @@ class Stack:
         with suppress(AssertionError):
             self.wait_until(lambda: not self.processes(), seconds=5)
         violations += [f"I5: left behind: {line}" for line in self.processes()]
-        violations += self._find_leftovers()
+        violations += leftovers
         assert violations == [], "\n".join(violations)
 
     def _find_leftovers(self) -> list[str]:
         """Return files that the next start would not have taken away."""
         Workspace(self.directory / "work", "next").remove()
         self.bench.storage.remove_abandoned(0)
+        collect(self.bench.database, self.bench.storage, 0)
         left = [path for path in (self.directory / "work").glob("*/*") if path.name != "lock"]
         left += list((self.directory / "store" / "incoming").iterdir())
+        for name in self.bench.storage.sections():
+            section = self.bench.storage.section(name)
+            left += [Path(name) / blob.sha256 for blob in find_unnamed(self.bench.database, section, 0)]
         return [f"I9: left behind: {path}" for path in left]
 
 

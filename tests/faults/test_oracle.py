@@ -14,7 +14,7 @@ from app.db.tables import ArtifactRow, EventRow, JobRow, LogRow, ModelRow, Outbo
 from app.jobs import cancel_job, claim, succeed
 from app.jobs.lifecycle import State, move
 from app.recipes.plan import ArtifactFile, EngineResult
-from app.storage import Blob, Storage
+from app.storage import Blob, Storage, owner_storage
 from tests.faults.oracle import Answer, History, find_violations
 from tests.worker.conftest import Bench
 from tests.worker.conftest import bench as bench
@@ -47,12 +47,12 @@ class Past:
         self.history = History({self.job_id, self.cancelled_id}, {self.cancelled_id}, answers)
 
     def store(self, data: bytes) -> Blob:
-        with self.storage.writer() as writer:
+        with owner_storage(self.storage, "local").writer() as writer:
             writer.write(data)
             return writer.commit()
 
     def place(self, blob: Blob) -> Path:
-        return self.log.parent / "store" / "blobs" / blob.sha256[:2] / blob.sha256
+        return self.log.parent / "store" / "blobs" / "owners" / "local" / blob.sha256[:2] / blob.sha256
 
     def find(self) -> list[str]:
         return find_violations(self.database, self.storage, self.history, secrets=[SECRET], logs=[self.log])

@@ -101,7 +101,7 @@ class Bench:
         recipe: dict[str, object] | None = None,
     ) -> str:
         """Queue a job whose engine does these acts; return its id."""
-        with owner_storage(self.storage, "local").writer() as writer:
+        with owner_storage(self.storage, owner).writer() as writer:
             writer.write(json.dumps(acts).encode())
             blob = writer.commit()
         with self.database.session() as session:
