@@ -83,10 +83,17 @@ class Stack:
         child.start()
         self.children.append(child)
         if wait and module == "worker":
-            self.wait_until(lambda: count_workers(self.bench) > num_workers, f"the worker: {child.tail()}")
+            self._wait_for_start(child, lambda: count_workers(self.bench) > num_workers)
         if wait and module == "worker.dispatch":
-            self.wait_until(lambda: "dispatching" in child.tail(4000), f"the dispatcher: {child.tail()}")
+            self._wait_for_start(child, lambda: "dispatching" in child.tail(4000))
         return child
+
+    def _wait_for_start(self, child: Child, has_started: Callable[[], bool]) -> None:
+        def is_over() -> bool:
+            return has_started() or child.process is None or child.process.poll() is not None
+
+        self.wait_until(is_over, f"the start of {child.name}")
+        assert has_started(), f"{child.name} ended at its start: {child.tail()}"
 
     def start_api(self, *, fault: str = "", **environment: str) -> Child:
         """Start the API; `client` speaks with it from now on."""
@@ -97,7 +104,7 @@ class Stack:
         self._client = httpx2.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, event_hooks=hooks
         )
-        self.wait_until(self._is_live, f"the API: {child.tail()}")
+        self._wait_for_start(child, self._is_live)
         return child
 
     @property
