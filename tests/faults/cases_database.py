@@ -100,9 +100,9 @@ def answer_to_the_commit_is_lost(stack: Stack) -> None:
         url = make_url(stack.bench.database.url).set(host="127.0.0.1", port=proxy.port, query={})
         stack.start_api(PARE_DATABASE_URL=url.render_as_string(hide_password=False))
         model_id = stack.add_model(["finish"])
-        proxy.cut_after(b"COMMIT")
+        proxy.cut_after(b"INSERT INTO jobs", b"COMMIT")
         answer = stack.post_job(model_id, key="once")
-        assert answer.status_code == 503
+        assert answer.status_code == 503, answer.text
         assert proxy.num_cuts == 1
 
         answer = stack.post_job(model_id, key="once")

@@ -131,8 +131,8 @@ def owner_stops_while_it_holds_the_row(stack: Stack) -> None:
 def finish_comes_after_the_lease(stack: Stack) -> None:
     stack.start("worker.dispatch")
     stack.start(fault="after_blob_before_txn:hold", PARE_WORKER_STANDBY="false")
-    job_id = stack.queue(["unless_resumed", [["checkpoint", "x"], ["sleep", 0.5], ["artifact", "of the first"]]],
-                         ["say", "second"], ["sleep", 3], ["artifact", "of the second"])  # fmt: skip
+    first: list[list[object]] = [["checkpoint", "x"], ["sleep", 0.5], ["artifact", "of the first"], ["exit", 0]]
+    job_id = stack.queue(["unless_resumed", first], ["say", "second"], ["sleep", 3], ["artifact", "of the second"])
     stack.wait_for_fault("after_blob_before_txn")
     stack.start()
     stack.wait_for_stage(job_id, "second")
@@ -140,7 +140,7 @@ def finish_comes_after_the_lease(stack: Stack) -> None:
     stack.release_fault("after_blob_before_txn")
 
     job = stack.wait(job_id)
-    assert (job.state, job.attempt) == ("succeeded", 2)
+    assert (job.state, job.attempt) == ("succeeded", 2), (job.state, job.attempt, job.error)
     assert artifact_of(stack, job_id) == b"of the second"
 
 

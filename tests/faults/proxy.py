@@ -16,7 +16,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._connections: list[socket.socket] = []
-        self._cut_after = b""
+        self._cut: tuple[bytes, bytes] | None = None
         self.num_cuts = 0
         self._ended = False
         threading.Thread(target=self._accept, daemon=True, name="proxy").start()
@@ -29,9 +29,12 @@ class Proxy:
         """Let everything through again."""
         self._open.set()
 
-    def cut_after(self, text: bytes) -> None:
-        """Once: pass on what holds the text, and cut the connection before the answer comes back."""
-        self._cut_after = text
+    def cut_after(self, first: bytes, then: bytes) -> None:
+        """Once: of a connection that has carried the first text, pass on the other too, and cut it before its answer.
+
+        A process has more connections than one, and the other ones are of no concern.
+        """
+        self._cut = (first, then)
 
     def close(self) -> None:
         """Cut everything."""
@@ -60,13 +63,16 @@ class Proxy:
                 threading.Thread(target=self._pump, args=(source, sink, asks, cut), daemon=True).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, asks: bool, cut: threading.Event) -> None:
+        has_first = False
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self._open.wait()
-                if asks and self._cut_after and self._cut_after in data:
-                    self._cut_after = b""
-                    self.num_cuts += 1
-                    cut.set()
+                if asks and self._cut is not None:
+                    has_first = has_first or self._cut[0] in data
+                    if has_first and self._cut[1] in data:
+                        self._cut = None
+                        self.num_cuts += 1
+                        cut.set()
                 if not asks and cut.is_set():
                     break  # the server has done it, and nobody hears of it
                 sink.sendall(data)
