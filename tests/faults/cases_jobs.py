@@ -96,7 +96,7 @@ def owner_pauses_and_comes_back(stack: Stack) -> None:
     stack.start("worker.dispatch")
     first = stack.start(PARE_WORKER_STANDBY="false")
     again: list[list[object]] = [["checkpoint", "x"], *WORKING]
-    job_id = stack.queue(["unless_resumed", again], ["say", "second"], ["sleep", 4], ["finish"])
+    job_id = stack.queue(["unless_resumed", again], ["say", "second"], ["sleep", 8], ["finish"])
     stack.wait_for_stage(job_id, "working")
     stack.wait_until(lambda: "checkpoint" in kinds_of(stack, job_id), "the checkpoint")
     engines = engines_of(stack)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.postgres import PostgresServer
 
+pytest.register_assert_rewrite(*(f"tests.faults.cases_{name}" for name in ("broker", "database", "jobs")))
+
 
 @pytest.fixture(scope="session")
 def durable_postgres() -> Iterator[PostgresServer]:

@@ -59,7 +59,7 @@ def _drop_compare_and_set() -> None:
             named = {**named, "sources": [State.QUEUED, State.RUNNING], "only_if": ()}
         return true_move(session, job_id, **named)
 
-    def pick_next(session: Any, capacity: Any) -> str | None:  # noqa: ARG001
+    def pick_next(*_: Any) -> str | None:
         # A worker that trusts its message takes the job that the message names, whatever became of it.
         return tasks_hint[-1] if tasks_hint else None
 

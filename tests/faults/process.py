@@ -28,12 +28,12 @@ def main() -> None:
     condition = os.environ.get("UNDER")
     if condition:
         CONDITIONS[condition]()
-    fault = os.environ.get("FAULT")
+    for defence in filter(None, os.environ.get("WITHOUT", "").split(",")):
+        DEFENCES[defence].remove(name)
+    fault = os.environ.get("FAULT")  # after the defences: it strikes in what takes their place, too
     if fault:
         point, action = fault.split(":")
         POINTS[point](make_action(point, action))
-    for defence in filter(None, os.environ.get("WITHOUT", "").split(",")):
-        DEFENCES[defence].remove(name)
     program.main()
 
 
