@@ -36,7 +36,7 @@ def describe_environment(plan: Plan, device: torch.device) -> Environment:
     assert plan.recipe is not None
     target = plan.recipe.target
     return Environment(
-        processor=_processor(),
+        processor=read_processor(),
         num_cores=_num_cores(),
         runtime=target.runtime,
         num_threads=target.num_threads,
@@ -52,13 +52,14 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
 
 
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
-def _processor() -> str:
+def read_processor() -> str:
+    """Return the processor's name as the system tells it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
