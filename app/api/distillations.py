@@ -157,7 +157,7 @@ def post_distillation(
         owner=owner,
         route="POST /v1/distillations",
         header=idempotency_key,
-        request=body.model_dump_json(),
+        request=body,
         work=submit,
     )
 

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Annotated, Any
 
 from fastapi import Header, Response
+from pydantic import BaseModel
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -72,13 +73,15 @@ def parse_key(header: str) -> str:
     return key
 
 
-def submit_once(
-    service: Service, *, owner: str, route: str, header: str | None, request: str, work: Callable[[Session], View]
-) -> Response:
-    """Make a new thing and answer 202 with its view and place; with a key, once for each key of the owner and route.
+def _canonical(body: BaseModel) -> str:
+    """Return the form of a request by which repeats are known, in ASCII: texts may hold what UTF-8 cannot."""
+    return json.dumps(body.model_dump(mode="json"), sort_keys=True)
 
-    `request` is the canonical form of what is asked.
-    """
+
+def submit_once(
+    service: Service, *, owner: str, route: str, header: str | None, request: BaseModel, work: Callable[[Session], View]
+) -> Response:
+    """Make a new thing and answer 202 with its view and place; with a key, once for each key of the owner and route."""
     key = parse_key(header) if header is not None else None
 
     with service.database.session() as session:
@@ -89,7 +92,7 @@ def submit_once(
         if key is None:
             answer = Answer(*do(), replayed=False)
         else:
-            answer = answer_once(session, owner=owner, route=route, key=key, request=request, work=do)
+            answer = answer_once(session, owner=owner, route=route, key=key, request=_canonical(request), work=do)
     headers = {"Location": json.loads(answer.body)["links"]["self"]}
     if answer.replayed:
         headers["Idempotency-Replayed"] = "true"

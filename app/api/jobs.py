@@ -152,7 +152,7 @@ def post_job(
         owner=owner,
         route="POST /v1/jobs",
         header=idempotency_key,
-        request=body.model_dump_json(),
+        request=body,
         work=submit,
     )
 

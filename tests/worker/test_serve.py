@@ -168,7 +168,7 @@ WRONG = [
     ({"PARE_LEASE_SECONDS": "1"}, "heartbeat_seconds"),
     ({"PARE_WORKER_CONCURRENCY": "0"}, "PARE_WORKER_CONCURRENCY"),
     ({"PARE_WORKER_ENGINE_COMMAND": "[not json"}, "engine_command"),
-    ({"PARE_STORAGE_URL": "s3://bucket"}, "storage_url"),
+    ({"PARE_STORAGE_URL": "ftp://bucket"}, "storage_url"),
     ({"PARE_DATABASE_URL": "nonsense"}, "database_url"),
 ]
 

@@ -111,7 +111,6 @@ def start(
         "seccomp": isolation.seccomp,
         "loopback": loopback and isolation.isolates,
         "drop_capabilities": user is None and (confined or (isolation.method == "none" and os.getuid() == 0)),
-        "parent_death": isolation.method == "none",
         "linux": isolation.linux,
         "control": control_read,
     }

@@ -3,8 +3,9 @@
     python -S -m worker.sandbox.launcher SPEC COMMAND...
 
 SPEC is a JSON object (worker/sandbox/launch.py writes it). Only small standard modules are imported, because this
-start-up is paid by every engine. The control pipe is the second tie to the supervisor, beside the kernel's parent-death
-signal: a byte on it asks for SIGTERM, its end means that the supervisor is gone.
+start-up is paid by every engine. The control pipe is the tie to the supervisor: a byte on it asks for SIGTERM, its end
+means that the supervisor is gone, and everything below ends. Should this process itself be killed, the kernel kills the
+engine.
 """
 
 import contextlib
@@ -107,10 +108,14 @@ def confine(spec: dict[str, Any]) -> None:
 
 def start(command: list[str], control: int) -> int:
     """Start the engine in a process group of its own and return its process id."""
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child:
         return child
     try:
+        if sys.platform == "linux":
+            kernel.die_with_parent(signal.SIGKILL)
+            if os.getppid() != parent:
+                return SETUP_FAILED  # it ended before we were tied to it
         os.setpgid(0, 0)
         os.close(control)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -171,7 +176,6 @@ def main() -> None:
     """Confine, start, guard, exit as the engine did."""
     spec, command = json.loads(sys.argv[1]), sys.argv[2:]
     if spec["linux"]:
-        kernel.die_with_parent(signal.SIGKILL) if spec["parent_death"] else None
         kernel.adopt_orphans()
     try:
         confine(spec)

@@ -104,10 +104,13 @@ def test_json_bombs_are_the_senders_fault(client: TestClient, body: bytes) -> No
     assert len(problem.get("errors", [])) <= 100
 
 
-def test_hostile_text_in_a_good_request_is_refused_where_it_stands(client: TestClient, world: World) -> None:
+@pytest.mark.parametrize("headers", [JSON, {**JSON, "Idempotency-Key": '"hostile"'}])
+def test_hostile_text_in_a_good_request_is_refused_where_it_stands(
+    client: TestClient, world: World, headers: dict[str, str]
+) -> None:
     step = rb'{"kind": "prune_magnitude", "skip_layers": ["\ud800"]}'
     body = b'{"model_id": "%s", "recipe": {"steps": [%s]}}' % (world.model_id.encode(), step)
-    problem = check_problem(client.post("/v1/jobs", content=body, headers=JSON), 422, "invalid_request")
+    problem = check_problem(client.post("/v1/jobs", content=body, headers=headers), 422, "invalid_request")
     assert problem["errors"][0]["pointer"] == "/recipe/steps/0/skip_layers/0"
 
 
