@@ -16,6 +16,7 @@ from tests.s3 import S3_CREDENTIALS, S3Server
 ENGINES = ("sqlite", "postgresql")
 LONG_FILES = (
     "engine/test_optimize.py", "worker/test_celery_worker.py", "engine/programs/test_zoo.py", "pare/test_demo.py",
+    "worker/test_uploads.py", "worker/test_distillation.py", "worker/test_parallel_job.py", "faults/test_cases.py",
     "engine/programs/test_transformers.py", "engine/techniques/test_quantize_int4.py", "worker/test_serve.py",
     "engine/test_uploaded_formats.py", "engine/programs/test_onnx_import.py",
 )  # fmt: skip

@@ -69,11 +69,11 @@ def _find_isolation(**_: Any) -> None:
 @worker_process_init.connect(weak=False)
 def _open(**_: Any) -> None:
     from worker import tasks
-    from worker.slot import follow_parent, open_slot
+    from worker.slot import open_slot, watch_for_end
 
     # The pool numbers its children from 0, and gives the number of one that ended to the one that replaces it.
     tasks.slot = open_slot(settings, worker_settings, shares[current_process().index])
-    follow_parent(tasks.slot)
+    watch_for_end(tasks.slot)
 
 
 @worker_process_shutdown.connect(weak=False)

@@ -49,6 +49,7 @@ from worker.couriers import Couriers
 from worker.queues import name_queue
 
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.5, 10.0
+_LOOK_SECONDS = 0.2
 _FORGET_FACTOR = 60
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +83,9 @@ class Dispatcher:
         self._client, self._publish = make_publisher(settings.broker_url)
         self._couriers = Couriers(database, Sender(Destinations(settings)))
         self._id = f"{socket.gethostname()[:60]}-{new_id('dsp')[4:12]}"
-        self.stopping = threading.Event()
+        self._stopping = threading.Event()
+        self.told_to_stop = False
+        """What a handler of signals may set: an event has a lock, which the code it interrupted may hold."""
 
     def run(self) -> None:
         """Go on until stopped."""
@@ -104,11 +107,13 @@ class Dispatcher:
         ]
         for thread in threads:
             thread.start()
-        while not self.stopping.wait(1.0):
+        while not self.told_to_stop:
+            time.sleep(_LOOK_SECONDS)
             # An error that nobody foresaw ends a duty; half a dispatcher must not look alive.
             ended = [thread.name for thread in threads if not thread.is_alive()]
             if ended:
                 raise RuntimeError(f"these duties ended: {', '.join(ended)}")
+        self._stopping.set()
         for thread in threads:
             thread.join(5)
         with suppress(PareError), self._database.session() as session:
@@ -118,18 +123,18 @@ class Dispatcher:
 
     def _repeat(self, duty: Callable[[], bool], interval_seconds: float) -> None:
         pause = _FIRST_PAUSE_SECONDS
-        while not self.stopping.is_set():
+        while not self._stopping.is_set():
             started_at = time.monotonic()
             try:
                 more = duty()
                 pause = _FIRST_PAUSE_SECONDS
             except (PareError, OperationalError, RedisError, OSError) as error:
                 _log.warning("duty failed", duty=duty.__name__, error=str(error)[:300], again_in_seconds=pause)
-                self.stopping.wait(pause)
+                self._stopping.wait(pause)
                 pause = min(pause * 2, _LAST_PAUSE_SECONDS)
                 continue
             if not more:
-                self.stopping.wait(max(0.0, interval_seconds - (time.monotonic() - started_at)))
+                self._stopping.wait(max(0.0, interval_seconds - (time.monotonic() - started_at)))
 
     def _relay(self) -> bool:
         return relay_outbox(self._database, self._publish) > 0
@@ -221,8 +226,12 @@ def main() -> None:
     settings = load_settings()
     database = Database(settings.database_url)
     dispatcher = Dispatcher(database, settings)
+
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001 - the signature of a handler
+        dispatcher.told_to_stop = True
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: dispatcher.stopping.set())
+        signal.signal(number, stop)
     _log.info("dispatching", broker=settings.broker_url.rsplit("@", 1)[-1])
     dispatcher.run()
     database.dispose()

@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NoReturn
 
 from app.db.session import Database
 from app.settings import Settings
@@ -22,6 +23,15 @@ from worker.workspace import Workspace
 _LOOK_SECONDS, _LAST_SECONDS = 0.2, 10.0
 
 
+@dataclass
+class Ending:
+    """What a child knows of its end."""
+
+    told: bool = False
+    """By a signal."""
+    begun: threading.Lock = field(default_factory=threading.Lock)
+
+
 @dataclass(frozen=True)
 class Slot:
     """Room for one running job."""
@@ -29,6 +39,14 @@ class Slot:
     supervisor: Supervisor
     presence: Presence
     workspace: Workspace
+    ending: Ending = field(default_factory=Ending)
+
+    def end(self, status: int) -> NoReturn:
+        """Close, and end this process; of two threads at once, one does."""
+        while not self.ending.begun.acquire(blocking=False):
+            time.sleep(1)
+        self.close()
+        os._exit(status)
 
     def close(self) -> None:
         """Sign off and leave nothing behind."""
@@ -65,27 +83,28 @@ def give_back_on_signals(slot: Slot) -> None:
     """In a child that takes a job: when told to stop, give it back. Celery sets its own handlers after the fork."""
 
     def stop(number: int, frame: object) -> None:  # noqa: ARG001 - the signature of a handler
-        slot.supervisor.stopping.set()
-        if not slot.supervisor.busy:
-            slot.close()
-            os._exit(0)
+        # No more than this: whatever takes a lock could wait for the very code that the signal interrupted.
+        slot.ending.told = True
 
     # Celery, told by REMAP_SIGTERM to stop softly, ends its children with SIGQUIT.
     for number in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, stop)
 
 
-def follow_parent(slot: Slot) -> None:
-    """In a child: end when the parent is gone, however it ended, but give a running job back first."""
-    threading.Thread(target=_outlive, args=(slot, os.getppid()), name="parent", daemon=True).start()
+def watch_for_end(slot: Slot) -> None:
+    """In a child: end when told to, or when the parent is gone, however it ended; give a running job back first."""
+    threading.Thread(target=_watch, args=(slot, os.getppid()), name="end", daemon=True).start()
 
 
-def _outlive(slot: Slot, parent: int) -> None:
+def _watch(slot: Slot, parent: int) -> None:
     while os.getppid() == parent:
+        if slot.ending.told:
+            slot.supervisor.stopping.set()
+            if not slot.supervisor.busy:
+                slot.end(0)
         time.sleep(_LOOK_SECONDS)
     slot.supervisor.stopping.set()
     end = time.monotonic() + slot.supervisor.worker.checkpoint_grace_seconds + _LAST_SECONDS
     while slot.supervisor.busy and time.monotonic() < end:
         time.sleep(_LOOK_SECONDS)
-    slot.close()
-    os._exit(1)
+    slot.end(1)

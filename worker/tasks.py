@@ -1,6 +1,5 @@
 """The one task. Its message is a hint and comes from outside: whatever it holds, the worker survives it."""
 
-import os
 import re
 
 import structlog
@@ -32,5 +31,4 @@ def run_job(*arguments: object, **named: object) -> None:
         # The hint is lost, the job is not: the dispatcher sends another.
         _log.warning("could not look for a job", hint=job_id, error=error.code, detail=error.detail)
     if slot.supervisor.stopping.is_set():
-        slot.close()
-        os._exit(0)
+        slot.end(0)

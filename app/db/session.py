@@ -1,6 +1,7 @@
 """The connection to the database: one transaction per `with`, the same promises on SQLite and PostgreSQL."""
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -125,16 +126,30 @@ def _make_engine(
         if not parsed.database or parsed.database == ":memory:":
             raise ConfigurationError("database_url 'sqlite://' lives in one process only; name a file: sqlite:////path")
         engine = create_engine(parsed, connect_args={"timeout": lock_timeout_seconds}, **pool)
-        _prepare_sqlite(engine, foreign_keys)
+        _prepare_sqlite(engine, foreign_keys, lock_timeout_seconds)
         return engine
     raise ConfigurationError(f"database_url begins with {parsed.drivername!r}; Pare works on sqlite and postgresql")
 
 
-def _prepare_sqlite(engine: Engine, foreign_keys: bool) -> None:
+def _use_write_ahead_log(connection: sqlite3.Connection, lock_timeout_seconds: float) -> None:
+    """Switch the file to it, or see that it is. Of two at once on a new file SQLite refuses one without waiting."""
+    end = time.monotonic() + lock_timeout_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
+def _prepare_sqlite(engine: Engine, foreign_keys: bool, lock_timeout_seconds: float) -> None:
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # the driver begins no transactions of its own; `begin` below does
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(connection, lock_timeout_seconds)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA foreign_keys = {'ON' if foreign_keys else 'OFF'}")
 

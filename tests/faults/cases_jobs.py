@@ -127,7 +127,7 @@ def owner_stops_while_it_holds_the_row(stack: Stack) -> None:
         send(signal.SIGCONT, *(children_of(child.process.pid) if child.process else []))
 
 
-@case("B5", databases=BOTH, fast=True)
+@case("B5", databases=BOTH)
 def finish_comes_after_the_lease(stack: Stack) -> None:
     stack.start("worker.dispatch")
     stack.start(fault="after_blob_before_txn:hold", PARE_WORKER_STANDBY="false")

@@ -159,7 +159,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     kind = getattr(request, "param", "sqlite")
     url: str = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgres_url")
     settings = Settings(
-        data_dir=tmp_path, database_url=url, lease_seconds=3, heartbeat_seconds=0.5, cancel_grace_seconds=0.7,
+        data_dir=tmp_path, database_url=url, lease_seconds=5, heartbeat_seconds=0.5, cancel_grace_seconds=0.7,
         reap_interval_seconds=0.2, sweep_after_seconds=1, relay_interval_seconds=0.05, max_log_bytes=200_000,
         engine_memory_bytes=2**30, max_artifact_bytes=32 * 2**20, worker_seen_seconds=4,
         wake_interval_seconds=0.3,

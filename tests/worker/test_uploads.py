@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
+from app.db.session import Database
 from tests.engine.programs.onnx_files import make_onnx_file
 from tests.engine.programs.test_hugging_face import bert, llama, save_zip
 from tests.engine.training.test_text import make_tokenizer
@@ -28,9 +29,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TARGET = {"num_runs": 10}
 
 
-@pytest.fixture
-def service(tmp_path: Path, sqlite_url: str) -> Iterator[RealService]:
-    with real_service(tmp_path / "data", sqlite_url) as found:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealService]:
+    directory = tmp_path_factory.mktemp("service")
+    url = f"sqlite:///{directory / 'pare.sqlite3'}"
+    Database(url).upgrade()
+    with real_service(directory / "data", url) as found:
         yield found
 
 

@@ -247,3 +247,28 @@ def test_database_without_tables_says_how_to_migrate(empty_database_url: str) ->
     with pytest.raises(SchemaMissing):
         database.ping()
     database.dispose()
+
+
+def test_a_new_file_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """SQLite refuses all but one that switch a new file to its log at the same moment, and waits for none of them."""
+    failures: list[Exception] = []
+
+    def open_it(url: str, barrier: threading.Barrier) -> None:
+        barrier.wait()
+        database = Database(url)
+        try:
+            with database.read() as session:
+                session.execute(text("SELECT 1"))
+        except Unavailable as error:
+            failures.append(error)
+        database.dispose()
+
+    for index in range(30):
+        barrier = threading.Barrier(4)
+        arguments = (f"sqlite:///{tmp_path / f'{index}.sqlite3'}", barrier)
+        threads = [threading.Thread(target=open_it, args=arguments) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failures == []
