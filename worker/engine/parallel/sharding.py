@@ -1,5 +1,6 @@
 """Putting FSDP2 on an imported graph, and taking it off again with the whole weights where they were."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,6 +13,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 from torch.distributed.tensor import DTensor
 
 from worker.engine.parallel.group import Group
+from worker.engine.parallel.memory import USUAL_BYTES, give_back_from
 
 UNIT_BYTES = 4 * 1024 * 1024
 """Layers that follow each other are gathered together up to this size: fewer messages, a little more memory."""
@@ -27,6 +29,9 @@ class Sharding:
     _shards: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        give_back_from(UNIT_BYTES // 4)
+        # Its own hooks need no in-place operation on a view of an output; an imported graph has none.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._owners = [
             (owner, name, parameter)
             for owner in self.module.modules()
@@ -63,6 +68,7 @@ class Sharding:
             _forget_hooks(layer)
         for owner, name, parameter in self._owners:
             setattr(owner, name, parameter)
+        give_back_from(USUAL_BYTES)
 
 
 def _find_units(module: fx.GraphModule) -> list[list[nn.Module]]:
