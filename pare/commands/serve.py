@@ -11,7 +11,9 @@ from pare.errors import SetupMissing
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    data_dir: Annotated[Path, typer.Option(help="Where everything is kept.")] = Path("pare-data"),
+    data_dir: Annotated[Path, typer.Option(envvar="PARE_DATA_DIR", help="Where everything is kept.")] = Path(
+        "pare-data"
+    ),
 ) -> None:
     """Run the whole service on this machine: API, worker, dispatcher and broker, until Ctrl-C."""
     try:

@@ -218,6 +218,19 @@ def test_techniques_are_listed_and_explained(capsys: pytest.CaptureFixture[str])
     assert "Keep channel counts a multiple of this" in explained
 
 
+@pytest.mark.parametrize(("arguments", "place"), [([], "from-environment"), (["--data-dir", "given"], "given")])
+def test_serve_keeps_its_data_where_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], place: str
+) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("worker.serve.serve", lambda **options: told.update(options))
+    monkeypatch.setenv("PARE_DATA_DIR", "from-environment")
+
+    assert run(["serve", *arguments]) == 0
+
+    assert told["data_dir"] == Path(place)
+
+
 def test_ctrl_c_detaches_and_the_job_goes_on(client: Client, url: str, model_id: str) -> None:
     job = client.jobs.submit(model_id, RECIPE)
     command = [sys.executable, "-m", "pare", "--url", url, "jobs", "wait", job.id]
