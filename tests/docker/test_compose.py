@@ -154,7 +154,7 @@ def test_job_survives_the_death_of_its_workers_container(stack: Stack, client: h
     recipe = {
         "steps": [
             {"kind": "prune_structured", "ratio": 0.5},
-            {"kind": "finetune", "epochs": 30, "batch_size": 32, "learning_rate": 0.003},
+            {"kind": "finetune", "epochs": 100, "batch_size": 32, "learning_rate": 0.003},
             {"kind": "quantize_int8", "mode": "static"},
         ],
         "data": {
