@@ -46,7 +46,7 @@ test: install-dev  ## all tests that need neither a GPU nor Docker
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu and not faults" $(PYTEST_ARGS)
 
 test-faults: install-dev  ## every fault case, and each without its defence (about half an hour)
-	$(BIN)/pytest -n 2 -m faults --timeout 600 $(PYTEST_ARGS) tests/faults
+	$(BIN)/pytest -n 2 -m "faults and not docker and not gpu" --timeout 600 $(PYTEST_ARGS)
 
 chaos: install-dev  ## five minutes of random faults over a whole service, then its invariants
 	$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS)

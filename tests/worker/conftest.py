@@ -155,13 +155,17 @@ class Bench:
 
 @pytest.fixture
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """SQLite, unless the test asks for another kind of database by parametrizing `bench` indirectly."""
+    """SQLite, unless the test asks for another kind of database by parametrizing `bench` indirectly.
+
+    Leases are long enough for a machine that is busy with something else, unless the test is marked `short_leases`.
+    """
     kind = getattr(request, "param", "sqlite")
     url: str = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgres_url")
     settings = Settings(
-        data_dir=tmp_path, database_url=url, lease_seconds=5, heartbeat_seconds=0.5, cancel_grace_seconds=0.7,
-        reap_interval_seconds=0.2, sweep_after_seconds=1, relay_interval_seconds=0.05, max_log_bytes=200_000,
-        engine_memory_bytes=2**30, max_artifact_bytes=32 * 2**20, worker_seen_seconds=4,
+        data_dir=tmp_path, database_url=url,
+        lease_seconds=5 if request.node.get_closest_marker("short_leases") else 30, heartbeat_seconds=0.5,
+        cancel_grace_seconds=0.7, reap_interval_seconds=0.2, sweep_after_seconds=1, relay_interval_seconds=0.05,
+        max_log_bytes=200_000, engine_memory_bytes=2**30, max_artifact_bytes=32 * 2**20, worker_seen_seconds=4,
         wake_interval_seconds=0.3,
     )  # fmt: skip
     marker = f"pare-test-{uuid4().hex}"

@@ -15,7 +15,7 @@ from app.jobs import cancel_job
 from tests.worker.conftest import Bench, Broker, Start, count_workers, wait_until
 from worker.children import Child
 
-BOTH = pytest.mark.parametrize("bench", ["sqlite", "postgresql"], indirect=True)
+BOTH = pytest.mark.parametrize("bench", [pytest.param("sqlite", marks=pytest.mark.faults), "postgresql"], indirect=True)
 
 
 def count_runs(bench: Bench, job_id: str) -> int:
@@ -109,6 +109,7 @@ def test_a_broker_killed_and_restarted_empty_loses_no_job(bench: Bench, broker: 
     assert [count_runs(bench, job_id) for job_id in (running, *waiting)] == [1, 1, 1]
 
 
+@pytest.mark.short_leases
 @BOTH
 def test_the_job_of_a_killed_worker_finishes_on_another(bench: Bench, start: Start) -> None:
     start("worker.dispatch")
@@ -128,6 +129,7 @@ def test_the_job_of_a_killed_worker_finishes_on_another(bench: Bench, start: Sta
     assert list((bench.settings.data_dir / "work").iterdir()) != []
 
 
+@pytest.mark.short_leases
 @pytest.mark.parametrize("victim", ["main", "child"])
 def test_nothing_is_left_when_either_process_of_a_worker_is_killed(bench: Bench, start: Start, victim: str) -> None:
     start("worker.dispatch")
@@ -148,6 +150,7 @@ def test_nothing_is_left_when_either_process_of_a_worker_is_killed(bench: Bench,
     assert bench.wait(job_id).state == "succeeded"
 
 
+@pytest.mark.short_leases
 @pytest.mark.parametrize("victim", ["engine", "child", "main", "tree"])
 def test_a_job_goes_on_from_its_checkpoint_whoever_was_killed(bench: Bench, start: Start, victim: str) -> None:
     start("worker.dispatch")

@@ -2,7 +2,6 @@
 
 import signal
 import threading
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import select
@@ -11,13 +10,6 @@ from app.db.tables import ArtifactRow
 from tests.worker.conftest import Bench, wait_until
 from tests.worker.test_supervisor import Slots, run
 from worker.slot import Slot
-
-
-@pytest.fixture
-def patient(bench: Bench) -> Bench:
-    """A bomb may take the processor from its neighbour's worker for longer than a test's short lease."""
-    return replace(bench, settings=bench.settings.model_copy(update={"lease_seconds": 60}))
-
 
 BOMBS: dict[str, tuple[list[list[object]], str]] = {
     "processes": ([["fork_bomb"], ["exit", 1]], "engine_failed"),
@@ -30,11 +22,9 @@ BOMBS: dict[str, tuple[list[list[object]], str]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_has_a_code_of_its_own_and_its_neighbour_goes_on(
-    bench: Bench, patient: Bench, open_slots: Slots, name: str
-) -> None:
+def test_a_bomb_has_a_code_of_its_own_and_its_neighbour_goes_on(bench: Bench, open_slots: Slots, name: str) -> None:
     acts, code = BOMBS[name]
-    hostile, honest = open_slots(patient), open_slots(patient)
+    hostile, honest = open_slots(bench), open_slots(bench)
     job_id = bench.queue(*acts, deadline_seconds=3 if name == "the processor" else 60, attempts=1)
     thread = threading.Thread(target=hostile.supervisor.run, args=(job_id,), daemon=True)
     thread.start()

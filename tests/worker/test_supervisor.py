@@ -260,6 +260,7 @@ def test_a_finish_that_comes_too_late_publishes_nothing(bench: Bench, open_slots
     assert bench.read(job_id).state == "running"
 
 
+@pytest.mark.short_leases
 def test_a_worker_without_its_database_ends_its_engine_before_the_lease_does(bench: Bench, open_slots: Slots) -> None:
     slot = open_slots(bench, standby=False)
     job_id = bench.queue(["say", "working"], ["sleep", 600])

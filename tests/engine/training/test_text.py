@@ -1,24 +1,17 @@
 """Columns of text: made into numbers by the model's own tokenizer, or refused when there is none."""
 
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from app.recipes.data import Data
 from app.recipes.facts import TensorFacts
-from tests.engine.process import digest, plan_of, prepare
-from worker.engine.actions import run_action
 from worker.engine.errors import RecipeRefused
 from worker.engine.programs.program import Signature
-from worker.engine.progress import Reporter
 from worker.engine.training.examples import BoundExamples, open_examples
 
 ID = "dst_" + "a" * 26
@@ -153,42 +146,3 @@ def test_text_that_does_not_fit_is_refused(name: str, tmp_path: Path) -> None:
     assert caught.value.code == code
     assert words in caught.value.detail
     assert caught.value.fix
-
-
-def test_a_classifier_is_optimized_on_text(tmp_path: Path) -> None:
-    """The whole way: a zip of a Hugging Face folder with its tokenizer, a table of text, a recipe."""
-    transformers = pytest.importorskip("transformers")
-    config = {"vocab_size": 10, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 16}
-    torch.manual_seed(0)
-    model = transformers.DistilBertForSequenceClassification(transformers.DistilBertConfig(**config))
-    save_file(model.state_dict(), str(tmp_path / "model.safetensors"))
-    folder = tmp_path / "model.zip"
-    with zipfile.ZipFile(folder, "w") as archive:
-        about = {**config, "model_type": "distilbert", "architectures": [type(model).__name__]}
-        archive.writestr("config.json", json.dumps(about))
-        archive.writestr("tokenizer.json", make_tokenizer())
-        archive.write(tmp_path / "model.safetensors", "model.safetensors")
-    data = tmp_path / "data.parquet"
-    pq.write_table(pa.table({"text": TEXTS * 16, "y": [0, 1] * 32}), data)
-    fields = {
-        "model": {"file": "model.zip", "format": "hf", "sha256": digest(folder)},
-        "datasets": [{"id": ID, "file": "data.parquet", "format": "parquet", "sha256": digest(data)}],
-        "recipe": {
-            "steps": [{"kind": "prune_magnitude", "sparsity": 0.5}],
-            "data": {
-                "dataset_id": ID,
-                "inputs": {name: {"column": "text", "max_tokens": 8} for name in ("input_ids", "attention_mask")},
-                "label_column": "y",
-                "task": "classification",
-            },
-            "target": {"num_runs": 10},
-        },
-    }
-    plan = plan_of("optimize", **fields)
-    directory = prepare(tmp_path / "job", plan, {"model.zip": folder, "data.parquet": data})
-    (directory / "tmp").mkdir()
-    (directory / "out").mkdir()
-    result = run_action(plan, directory, Reporter(lambda _line: None))
-    assert result.metrics is not None
-    assert result.metrics.baseline.quality is not None
-    assert result.metrics.result.quality is not None
