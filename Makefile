@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 SERVE_ARGS ?=
 CHAOS_ARGS ?=
 
-.PHONY: help install install-dev demo serve test test-faults chaos fuzz test-docker test-gpu lint format bench lock audit wheels clean
+.PHONY: help install install-dev demo serve test test-faults chaos fuzz fuzz-http test-docker test-gpu lint format bench lock audit wheels clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,11 @@ FUZZ_SECONDS ?= 600
 fuzz: install-dev  ## alter valid models and datasets at random and check what intake makes of them
 	$(BIN)/python -m tests.fuzz.hunt --seconds $(FUZZ_SECONDS) $(if $(FUZZ_SEED),--seed $(FUZZ_SEED)) \
 	  $(if $(FUZZ_FORMATS),--formats $(FUZZ_FORMATS))
+
+# `make fuzz-http HTTP_EXAMPLES=1000`: so many requests to each operation, and 20 times as many sequences of them.
+HTTP_EXAMPLES ?= 100
+fuzz-http: install-dev  ## generated requests over real sockets, other ones each time, for some minutes
+	HTTP_EXAMPLES=$(HTTP_EXAMPLES) $(BIN)/pytest $(PYTEST_ARGS) tests/app/api/test_live_requests.py
 
 test-gpu: install-dev  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu $(PYTEST_ARGS)

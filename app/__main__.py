@@ -3,8 +3,10 @@
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from app.api.connections import PatientProtocol
 from app.api.service import Service
@@ -42,25 +44,28 @@ def main() -> None:
     serve(settings)
 
 
+def make_server(app: FastAPI, **changes: Any) -> Server:
+    """Return what serves the application, with the limits of real sockets; `changes` are uvicorn's options."""
+    service: Service = app.state.service
+    options: dict[str, Any] = {
+        "http": PatientProtocol,
+        "host": service.settings.host,
+        "port": service.settings.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "timeout_keep_alive": 15,
+        "timeout_graceful_shutdown": GRACE_SECONDS,
+        "h11_max_incomplete_event_size": 32 * 1024,
+        "ws": "none",
+    }
+    return Server(uvicorn.Config(app, **options | changes), service)
+
+
 def serve(settings: Settings) -> None:
     """Serve with these settings; exits with status 0 after a clean stop."""
     # With keys in force a web page can do nothing: it has none.
-    app = create_app(settings, local_only=settings.auth == "local")
-    service: Service = app.state.service
-    config = uvicorn.Config(
-        app,
-        http=PatientProtocol,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=GRACE_SECONDS,
-        h11_max_incomplete_event_size=32 * 1024,
-        ws="none",
-    )
-    server = Server(config, service)
+    server = make_server(create_app(settings, local_only=settings.auth == "local"))
     try:
         server.run()
     except KeyboardInterrupt:  # uvicorn raises the signal again after its clean stop

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from app.api.guard import PUBLIC_PATHS, required_scope
+from app.api.links import add_links
 from app.api.problems import MEDIA_TYPE, ProblemView
 
 DESCRIPTION = """
@@ -57,6 +58,7 @@ MEANINGS = {
     401: "No key was sent, or not a valid one.",
     403: "The key lacks the scope that this needs.",
     404: "There is no such thing.",
+    408: "The body came too slowly, or not at all.",
     409: "The state of the thing forbids this.",
     410: "The time of the thing is over.",
     412: "The file, or the version of the protocol, is not the one the request expects.",
@@ -110,6 +112,7 @@ def describe_api(app: FastAPI, *, keys: bool) -> Callable[[], dict[str, Any]]:
             problem = ProblemView.model_json_schema(ref_template="#/components/schemas/{model}")
             components.update(problem.pop("$defs"))
             components["Problem"] = problem
+            add_links(schema)
             if keys:
                 schema["components"]["securitySchemes"] = {SCHEME: {"type": "http", "scheme": "bearer"}}
             app.openapi_schema = schema
@@ -130,6 +133,8 @@ def _complete(path: str, method: str, operation: dict[str, Any]) -> None:
         statuses.append(429)
     if ("requestBody" in operation or method == "post") and "415" not in responses:
         statuses.append(415)
+    if "requestBody" in operation:
+        statuses.append(408)
     responses.update({str(status): _describe_problem(status) for status in statuses})
     for status, response in responses.items():
         response.setdefault("headers", {})["X-Request-ID"] = REQUEST_ID

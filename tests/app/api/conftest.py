@@ -7,11 +7,10 @@ from contextlib import contextmanager
 
 import httpx2
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.__main__ import Server
+from app.__main__ import Server, make_server
 from app.api.service import Service
 from app.db.session import Database
 from app.main import create_app
@@ -71,8 +70,7 @@ def both(database_url: str, settings: Settings) -> Iterator[tuple[TestClient, Wo
 @contextmanager
 def serve(app: FastAPI) -> Iterator[tuple[str, Server]]:
     """Run the application on a free port of this machine; yield its URL."""
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=3, ws="none")
-    server = Server(config, app.state.service)
+    server = make_server(app, port=0, timeout_graceful_shutdown=3)
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started or not thread.is_alive())

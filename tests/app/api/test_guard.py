@@ -21,8 +21,8 @@ from app.api.throttle import MAX_BAD_KEYS, PERIOD_SECONDS, BadKeyThrottle
 from app.db.session import Database
 from app.settings import Settings
 from tests.app.api.conftest import serve, wait_until
+from tests.app.api.generated import list_operations
 from tests.app.api.keyed import bearer, create_keyed_app, id_of, make_token, open_client
-from tests.app.api.test_openapi import list_operations
 from tests.app.jobs.world import World
 
 ENDS_WITHIN_SECONDS = 5.0

@@ -23,8 +23,8 @@ from app.settings import Settings
 from app.storage import Storage, owner_storage
 from app.webhooks.deliveries import send_test
 from app.webhooks.endpoints import create_endpoint
+from tests.app.api.generated import list_operations
 from tests.app.api.keyed import create_keyed_app, make_token, open_client
-from tests.app.api.test_openapi import list_operations
 from tests.app.jobs.world import REFUSAL, World, dataset_facts, model_facts
 
 SECRET = "anns-own-words"
