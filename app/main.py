@@ -93,6 +93,7 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
         max_body_bytes=settings.max_body_bytes,
         upload_paths=UPLOAD_PATHS,
         measures=service.measures,
+        stopping=service.stopping,
     )
     if local_only:
         app.add_middleware(LocalityMiddleware, host=settings.host)

@@ -145,6 +145,12 @@ def is_live(session: Session, key_id: str) -> bool:
     return session.scalar(select(KeyRow.id).where(KeyRow.id == key_id, *_live())) is not None
 
 
+def require_live(session: Session, caller: Caller) -> None:
+    """Raise NotAuthenticated where the caller's key has ended since its request began."""
+    if caller.key_id is not None and not is_live(session, caller.key_id):
+        raise NotAuthenticated(f"key {caller.key_id} ended while the request went on")
+
+
 def has_admin(session: Session) -> bool:
     """Return whether anybody can make keys over HTTP."""
     scopes = session.scalars(select(KeyRow.scopes).where(*_live()))

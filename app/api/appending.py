@@ -96,7 +96,7 @@ async def receive(request: Request, append: Append) -> None:
                 await run_in_threadpool(append.write, data)
         if waiting:
             await run_in_threadpool(append.write, bytes(waiting))
-    except (ClientDisconnect, HTTPException):  # gone, or too slow
+    except (ClientDisconnect, HTTPException):  # gone, or too slow, or this process stops
         with suppress(OffsetMismatch):
             if waiting:
                 await run_in_threadpool(append.write, bytes(waiting))

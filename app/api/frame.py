@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 import time
 
 import structlog
@@ -23,6 +24,8 @@ IDLE_SECONDS = 30.0
 """A body that pauses for longer is given up."""
 SLOWEST_BYTES_PER_SECOND = 256
 """A body that comes slower than this on average, after the first pause allowed, is given up."""
+STOP_SECONDS = 4.0
+"""A body that still comes this long after the process was told to stop is given up, while there is time to say so."""
 
 ANSWER_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -42,11 +45,20 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 class FrameMiddleware:
     """What the framework does not do for a request."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, upload_paths: re.Pattern[str], measures: Measures) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        upload_paths: re.Pattern[str],
+        measures: Measures,
+        stopping: threading.Event,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._upload_paths = upload_paths
         self._measures = measures
+        self._stopping = stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -72,7 +84,7 @@ class FrameMiddleware:
             await send(message)
 
         max_bytes = None if self._upload_paths.fullmatch(scope["path"]) else self._max_body_bytes
-        pace = _Pace(receive, max_bytes)
+        pace = _Pace(receive, max_bytes, self._stopping)
         try:
             refusal = _refuse(Headers(scope=scope), max_bytes)
             await (refusal or self._app)(inner_scope, pace.receive, answer)
@@ -122,12 +134,14 @@ def _refuse(headers: Headers, max_bytes: int | None) -> Response | None:
 
 
 class _Pace:
-    """The body of one request, given up where it is too long or comes too slowly."""
+    """The body of one request, given up where it is too long, comes too slowly, or keeps a process from stopping."""
 
-    def __init__(self, receive: Receive, max_bytes: int | None) -> None:
+    def __init__(self, receive: Receive, max_bytes: int | None, stopping: threading.Event) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
+        self._stopping = stopping
         self._started = time.monotonic()
+        self._stops_at: float | None = None
         self._complete = False
         self.num_bytes = 0
 
@@ -145,6 +159,10 @@ class _Pace:
             self._complete = not message.get("more_body", False)
             if self._max_bytes is not None and self.num_bytes > self._max_bytes:
                 raise HTTPException(413, f"the body has more than {self._max_bytes} bytes")
+            if not self._complete and self._stopping.is_set():
+                self._stops_at = self._stops_at or time.monotonic() + STOP_SECONDS
+                if time.monotonic() >= self._stops_at:
+                    raise HTTPException(503, "the service stops")
             seconds = time.monotonic() - self._started
             if not self._complete and self.num_bytes < (seconds - IDLE_SECONDS) * SLOWEST_BYTES_PER_SECOND:
                 raise HTTPException(408, f"{self.num_bytes} bytes in {seconds:.0f} s are too slow")

@@ -84,6 +84,7 @@ FRAMEWORK_FIXES = {
     HTTPStatus.REQUEST_TIMEOUT: "Send the body faster, or in smaller parts.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TooLarge.fix,
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "Send the body as it is, with the Content-Type that /openapi.json names.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Send it again in a few seconds; a resumable upload goes on from where HEAD says.",
 }
 
 log = structlog.get_logger(__name__)
@@ -267,8 +268,11 @@ def _answer_framework(request: Request, error: Exception) -> Response:
         detail = f"{request.method} is not allowed on {request.url.path}; allowed: {allowed}"
     elif status is HTTPStatus.NOT_FOUND:
         detail = f"there is nothing at {request.url.path}"
-    elif status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        headers["Connection"] = "close"
+    elif status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
+        headers["Connection"] = "close"  # else what is left of the body goes on coming
+        detail = error.detail
+    elif status is HTTPStatus.SERVICE_UNAVAILABLE:
+        headers |= {"Connection": "close", "Retry-After": str(RETRY_AFTER_SECONDS[status])}
         detail = error.detail
     else:
         detail = error.detail
@@ -276,9 +280,11 @@ def _answer_framework(request: Request, error: Exception) -> Response:
         HTTPStatus.NOT_FOUND: NotFound.code,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: TooLarge.code,
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE: UnsupportedFormat.code,
+        HTTPStatus.SERVICE_UNAVAILABLE: Unavailable.code,
     }
     code = codes.get(status) or status.phrase.lower().replace(" ", "_").replace("-", "_")
-    return make_problem(status, code, detail, FRAMEWORK_FIXES.get(status, PareError.fix), headers=headers)
+    fix, retryable = FRAMEWORK_FIXES.get(status, PareError.fix), status is HTTPStatus.SERVICE_UNAVAILABLE
+    return make_problem(status, code, detail, fix, retryable=retryable, headers=headers)
 
 
 def list_methods(app: FastAPI, path: str) -> set[str]:

@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
+from app.access.keys import Caller, require_live
+from app.api.owner import current_caller
 from app.api.service import Service
 from app.db.tables import DatasetRow, ModelRow
 from app.errors import Conflict, InvalidRequest, PareError, Problem, TooLarge, UnsupportedFormat
@@ -70,16 +72,21 @@ async def take_file(
     table: type[Made],
     add: Callable[[Session, Blob], Made],
 ) -> Made:
-    """Store the file that the body is, or names, and add what it is."""
+    """Store the file that the body is, or names, and add what it is.
+
+    Whether the caller may is looked up again at the end, in the transaction that adds it: uploads take long.
+    """
+    caller = current_caller(request)
     if request.headers.get("content-type", "").lower().startswith("application/json"):
         completion = await _read_completion(request, service.settings.max_body_bytes)
-        return await run_in_threadpool(_complete, service, owner, completion, max_bytes, table, add)
+        return await run_in_threadpool(_complete, service, caller, completion, max_bytes, table, add)
     await check_room(request, service, owner)
     section = owner_storage(service.storage, owner)
     blob = await receive_blob(request, section, max_bytes)
 
     def write() -> Made:
         with service.database.session() as session:
+            require_live(session, caller)
             hold(session, section, [blob])
             return add(session, blob)
 
@@ -158,14 +165,14 @@ async def _read_completion(request: Request, max_bytes: int) -> Completion:
 
 def _complete(
     service: Service,
-    owner: str,
+    caller: Caller,
     completion: Completion,
     max_bytes: int,
     table: type[Made],
     add: Callable[[Session, Blob], Made],
 ) -> Made:
     """Make a model or dataset of a resumable upload, or return the one that was made of it before."""
-    upload_id, database, storage = completion.upload_id, service.database, service.storage
+    upload_id, database, storage, owner = completion.upload_id, service.database, service.storage, caller.owner
     with database.read() as session:
         upload = find_upload(session, owner, upload_id)
         if upload.made is not None:
@@ -177,6 +184,7 @@ def _complete(
         raise TooLarge(f"the upload has {upload.size_bytes} bytes; the limit is {max_bytes}")
     blob = assemble(storage, owner, completion, parts)
     with database.session() as session:
+        require_live(session, caller)
         upload = find_upload(session, owner, upload_id, for_update=True)
         if upload.made is not None:
             return _find_made(session, table, owner, upload.made, completion)

@@ -176,6 +176,21 @@ def test_rotten_bytes_never_look_complete(live: httpx2.Client, artifact: Artifac
         live.get(artifact.url)
 
 
+def test_a_file_deleted_on_its_way_arrives_whole_or_not_at_all(
+    live: httpx2.Client, world: World, storage: Storage, sqlite_database: Database
+) -> None:
+    body = BODY * 8  # more than the buffers between here and there hold
+    artifact = add_artifact(world, storage, body, sqlite_database)
+    with live.stream("GET", artifact.url) as answer:
+        pieces = answer.iter_bytes(65536)
+        got = next(pieces)
+        owner_storage(storage, "local").delete(artifact.sha256)
+        add_artifact(world, storage, body[::-1], sqlite_database)
+        got += b"".join(pieces)
+    assert hashlib.sha256(got).hexdigest() == artifact.sha256
+    assert live.get(artifact.url).status_code == 503
+
+
 def test_lost_bytes_are_503(client: TestClient, artifact: Artifact, storage: Storage) -> None:
     owner_storage(storage, "local").delete(artifact.sha256)
     answer = client.get(artifact.url)
