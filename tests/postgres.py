@@ -31,7 +31,7 @@ class PostgresServer:
 
     def __init__(self, directory: Path, *, durable: bool = False) -> None:
         self.directory = directory
-        self._binaries, self._identity = _find_binaries(directory)
+        self.binaries, self._identity = _find_binaries(directory)
         data = str(directory / "data")
         self._run("initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         # The machine does not lose power in a test. Unless it is `durable`, the server is not killed either.
@@ -50,7 +50,7 @@ class PostgresServer:
         where = ["-D", str(self.directory / "data"), "-k", str(self.directory), "-h", ""]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*bound, str(self._binaries / "postgres"), *where, *self._options],
+                [*bound, str(self.binaries / "postgres"), *where, *self._options],
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
@@ -99,7 +99,7 @@ class PostgresServer:
                 os.kill(process, number)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command = [str(self._binaries / program), *arguments]
+        command = [str(self.binaries / program), *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, cwd=self.directory, **self._identity
         )
