@@ -51,6 +51,26 @@ def test_environment_example_names_what_compose_reads() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not (ROOT / path).exists() or f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")
+    ]
+    assert missing == []
+
+
+def test_every_threat_that_is_stopped_names_its_test() -> None:
+    _, _, section = (ROOT / "docs/security.md").read_text(encoding="utf-8").partition("\n## Who may do what\n")
+    rows = re.findall(r"^\|" + r"([^|\n]*)\|" * 4 + "$", section.partition("\n## ")[0], re.MULTILINE)
+    threats = rows[2:]  # below the names of the columns
+    assert len(threats) > 30
+    for _, threat, _, proof in threats:
+        assert "::test_" in proof or "not stopped" in threat or "trusted" in threat, threat
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target and not target.startswith("mailto:")]
