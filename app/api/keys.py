@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
 from app.access.keys import (
@@ -22,7 +22,7 @@ from app.api.openapi import CREATED, problems
 from app.api.service import Parts
 from app.api.views import SelfLink, View
 from app.db.access_tables import KeyRow
-from app.recipes.base import Items, Spec, read_whole
+from app.recipes.base import Items, Spec
 
 router = APIRouter(prefix="/v1/keys", tags=["access"])
 
@@ -30,8 +30,8 @@ KeyId = Annotated[
     str, Path(pattern=r"^key_[a-z0-9]{26}$", description="The key.", examples=["key_k3v0q7m2c9x1f8z5a4b6n0p2r7"])
 ]
 MAX_LIFETIME_SECONDS = 10 * 365 * 24 * 3600
-Lifetime = Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS), BeforeValidator(read_whole)]
-Grace = Annotated[int, Field(ge=0, le=MAX_GRACE_SECONDS), BeforeValidator(read_whole)]
+Lifetime = Annotated[int, Field(ge=1, le=MAX_LIFETIME_SECONDS)]
+Grace = Annotated[int, Field(ge=0, le=MAX_GRACE_SECONDS)]
 EXAMPLE: JsonDict = {"owner": "vision-team", "name": "nightly builds", "scopes": ["read", "write"]}
 
 

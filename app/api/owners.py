@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 from sqlalchemy.orm import Session
 
@@ -15,14 +15,14 @@ from app.api.views import View
 from app.db.access_tables import OwnerRow
 from app.errors import NotFound
 from app.jobs import measure_usage
-from app.recipes.base import Spec, read_whole
+from app.recipes.base import Spec
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1/owners", tags=["access"])
 
 OwnerName = Annotated[str, Path(pattern=f"^{OWNER_NAME}$", description="The owner.", examples=["vision-team"])]
 MAX_NUMBER = 2**53
-Number = Annotated[int, Field(ge=0, le=MAX_NUMBER), BeforeValidator(read_whole)]
+Number = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
 EXAMPLE: JsonDict = {"stored_bytes": 500_000_000_000, "running_jobs": 2}
 
 

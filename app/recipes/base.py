@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 T = TypeVar("T")
 Items = Annotated[tuple[T, ...], Field(strict=False)]
 """An immutable sequence that a JSON array, hence a Python list, may fill; its items stay strict."""
-
-
-def read_whole(value: object) -> object:
-    """Return an int for a float without a fraction: to JSON Schema (2020-12, 6.1.1) 2.0 is an integer."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class Spec(BaseModel):
@@ -22,6 +17,21 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, data: object) -> object:
+        """Let 2.0 be an integer, as it is to JSON Schema (2020-12, core, 4.2.3); a field for fractions takes it too."""
+        if not isinstance(data, dict):
+            return data
+        return {
+            name: [_read_whole(each) for each in value] if isinstance(value, list) else _read_whole(value)
+            for name, value in data.items()
+        }
+
+
+def _read_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class DataNeed(StrEnum):
