@@ -58,8 +58,9 @@ def _check_text(tensor: TensorFacts, binding: InputBinding, column: ColumnFacts,
     if not model.tokenizer:
         return Problem(
             point(INPUTS, tensor.name, "column"),
-            f"column {column.name!r} is text, and the model was uploaded without a tokenizer; upload the zip of its "
-            "Hugging Face folder with tokenizer.json (format=hf), or tokenize the text and upload the numbers",
+            f"column {column.name!r} is text, and the model was uploaded without a tokenizer that Pare can use; upload "
+            "the zip of its Hugging Face folder with tokenizer.json (format=hf), or tokenize the text and upload "
+            "the numbers",
         )
     if binding.resize is not None:
         return Problem(point(INPUTS, tensor.name, "resize"), f"column {column.name!r} is text, not images")

@@ -69,8 +69,6 @@ def write(path: Path, config: dict[str, object], files: dict[str, bytes] | None 
         ({"base_model_tp_plan": {"a": "b"}}, {}, "unknown_config_key"),
         ({"gguf_file": "/etc/passwd"}, {}, "unknown_config_key"),
         ({}, {"adapter_config.json": b'{"base_model_name_or_path": "/etc"}'}, "unknown_member"),
-        ({}, {"tokenizer.json": b'{"auto_map": ["x.Y", null], "model": {"vocab": {}}}'}, "bad_tokenizer"),
-        ({}, {"tokenizer.json": b'{"model": {"type": "BPE", "vocab": "/etc/passwd", "merges": []}}'}, "bad_tokenizer"),
         ({}, {"vocab.txt": bytes(5 * 2**20)}, "archive_bomb"),
         ({}, {"model-00001-of-00001.safetensors": b"x"}, "weights_missing"),
     ],
@@ -83,6 +81,29 @@ def test_hostile_folders_are_refused(
         open_program(path, tmp_path, "hf")
     assert caught.value.code == code, caught.value.detail
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "words"),
+    [
+        (b'{"auto_map": ["x.Y", null], "model": {"vocab": {}}}', "auto_map"),
+        (b'{"model": {"type": "BPE", "vocab": "/etc/passwd", "merges": []}}', "model: vocab"),
+        (b'{"model": {"type": "WordLevel", "vocab": {"a": 0}}, "normalizer": {"type": "Mine"}}', "Mine"),
+        (b"\xff", "tokenizer.json"),
+    ],
+)
+def test_a_tokenizer_that_is_not_understood_is_left_out_with_a_note(
+    tmp_path: Path, tokenizer: bytes, words: str
+) -> None:
+    small: dict[str, Any] = {**CONFIG, "use_cache": False}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**small))
+    program = open_program(save_zip(model, tmp_path / "m.zip", {"tokenizer.json": tokenizer}), tmp_path, "hf")
+    assert program.tokenizer is None
+    facts = describe(program, ())
+    assert not facts.tokenizer
+    (note,) = (each for each in facts.warnings if "tokenizer.json was left out" in each)
+    assert words in note
+    assert "no column of text can feed this model" in note
 
 
 def test_a_configuration_larger_than_its_weights_takes_no_memory(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Columns of text: made into numbers by the model's own tokenizer, or refused when there is none."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from app.recipes.data import Data
 from app.recipes.facts import TensorFacts
 from worker.engine.errors import RecipeRefused
+from worker.engine.programs.hugging_face.tokenizer import check_tokenizer
 from worker.engine.programs.program import Signature
 from worker.engine.training.examples import BoundExamples, open_examples
 
@@ -124,11 +126,36 @@ def test_texts_are_encoded_once_and_mapped(tmp_path: Path) -> None:
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
+def strange(**parts: Any) -> bytes:
+    """Return a tokenizer that the check at intake lets through, and that the library cannot use."""
+    raw = json.dumps({**json.loads(make_tokenizer()), **parts}).encode()
+    assert check_tokenizer(raw)
+    return raw
+
+
+SECOND = {"Sequence": {"id": "B", "type_id": 0}}
+MARK = {"SpecialToken": {"id": "[CLS]", "type_id": 0}}
 IDS = facts("input_ids", "batch", "sequence")
 REFUSED: dict[str, tuple[TensorFacts, bytes | None, dict[str, Any], str, str]] = {
     "no tokenizer": (IDS, None, {}, "no_tokenizer", "without a tokenizer"),
     "a broken tokenizer": (IDS, b'{"model": 7}', {}, "bad_tokenizer", "tokenizer.json"),
     "not UTF-8": (IDS, b"\xff", {}, "bad_tokenizer", "tokenizer.json"),
+    "a panic while it is opened": (
+        IDS, strange(normalizer={"type": "Precompiled", "precompiled_charsmap": ""}), {}, "bad_tokenizer",
+        "precompiled_charsmap",
+    ),
+    "a panic while it encodes": (
+        IDS,
+        strange(post_processor={"type": "TemplateProcessing", "single": [SECOND], "pair": [SECOND, SECOND],
+                                  "special_tokens": {}}),
+        {}, "bad_tokenizer", "index out of bounds",
+    ),
+    "more marks than tokens": (
+        facts("x", "batch", 4),
+        strange(post_processor={"type": "TemplateProcessing", "single": [MARK] * 6, "pair": [MARK, SECOND],
+                                  "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]}}}),
+        {}, "bad_tokenizer", "6 tokens where 4",
+    ),
     "fractions": (facts("x", "batch", 4, dtype="float32"), make_tokenizer(), {}, "dtype_mismatch", "float32"),
     "three axes": (facts("x", "batch", 4, 4), make_tokenizer(), {}, "dtype_mismatch", "4, 4"),
     "scaled": (IDS, make_tokenizer(), {"scale": 2.0}, "dtype_mismatch", "scale"),

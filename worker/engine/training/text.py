@@ -27,7 +27,7 @@ def encode_texts(
     """
     if tokenizer is None:
         raise RecipeRefused(
-            f"column {column.name!r} is text, and the model was uploaded without a tokenizer",
+            f"column {column.name!r} is text, and the model was uploaded without a tokenizer that Pare can use",
             code="no_tokenizer",
             fix="Upload the model as the zip of its Hugging Face folder with tokenizer.json (format=hf), or tokenize "
             "the text and upload the numbers.",
@@ -54,10 +54,10 @@ def _encode(path: Path, column: Column, raw: bytes, max_tokens: int) -> Iterator
         except BaseException as error:
             _raise_unless_panic(error)
             raise _bad_tokenizer(f"it cannot encode column {column.name!r}: {str(error)[:200]}") from error
-        block = np.array([(row.ids, row.attention_mask, row.type_ids) for row in encoded], dtype=np.int64)
-        if block.shape != (len(texts), len(PARTS), max_tokens):
-            raise _bad_tokenizer(f"it gives {block.shape[2:]} tokens where {max_tokens} are asked for")
-        yield block
+        lengths = sorted({len(row.ids) for row in encoded} - {max_tokens})
+        if lengths:
+            raise _bad_tokenizer(f"it gives {lengths[-1]} tokens where {max_tokens} are asked for")
+        yield np.array([(row.ids, row.attention_mask, row.type_ids) for row in encoded], dtype=np.int64)
 
 
 def _open_tokenizer(raw: bytes, max_tokens: int):  # type: ignore[no-untyped-def]

@@ -56,7 +56,7 @@ def open_hugging_face(path: Path, directory: Path) -> Program:
         inputs, lengths = _make_inputs(config)
         program = convert(model, inputs, lengths, directory, HUGGING_FACE_FIX)
     program.tokenizer = folder.tokenizer
-    program.notes = _note_guesses(config, model)
+    program.notes = (*folder.notes, *_note_guesses(config, model))
     return program
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worker.engine.programs.archive import Archive
 from worker.engine.programs.hugging_face.pooling import Pooling, read_pooling
-from worker.engine.programs.hugging_face.tokenizer import check_tokenizer
+from worker.engine.programs.hugging_face.tokenizer import NoTokenizer, check_tokenizer
 from worker.engine.programs.json_reader import mapping, parse_json, record, text
 from worker.engine.programs.rejections import reject, shown
 from worker.engine.programs.weights_file import Stored, read_header
@@ -43,6 +43,8 @@ class Folder:
     """tokenizer.json, written anew."""
     pooling: Pooling | None
     """sentence-transformers: what follows the transformer."""
+    notes: tuple[str, ...] = ()
+    """What of the folder is not used, though it might be missed."""
 
 
 def unpack(path: Path, directory: Path) -> Folder:
@@ -54,9 +56,7 @@ def unpack(path: Path, directory: Path) -> Folder:
             reject("config_missing", f"The zip has no config.json; it has {shown(sorted(archive.members)[:5])}.")
         weights = directory / "hugging_face"
         weights.mkdir()
-        tokenizer = None
-        if "tokenizer.json" in archive.members:
-            tokenizer = check_tokenizer(archive.read("tokenizer.json", _TOKENIZER_BYTES))
+        tokenizer, notes = _read_tokenizer(archive)
         modules = archive.read("modules.json", _SMALL) if "modules.json" in archive.members else None
         layer = archive.read("1_Pooling/config.json", _SMALL) if "1_Pooling/config.json" in archive.members else None
         return Folder(
@@ -65,6 +65,21 @@ def unpack(path: Path, directory: Path) -> Folder:
             tensors=_write_weights(archive, weights),
             tokenizer=tokenizer,
             pooling=None if modules is None else read_pooling(modules, layer),
+            notes=notes,
+        )
+
+
+def _read_tokenizer(archive: Archive) -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the tokenizer, or a note that says why there is none: the model can do without."""
+    if "tokenizer.json" not in archive.members:
+        return None, ()
+    try:
+        return check_tokenizer(archive.read("tokenizer.json", _TOKENIZER_BYTES)), ()
+    except NoTokenizer as error:
+        return None, (
+            f"tokenizer.json was left out, so that no column of text can feed this model: {error} Tokenize the text "
+            "yourself and bind the numbers, or save the tokenizer with tokenizer.save_pretrained of transformers and "
+            "upload the folder again.",
         )
 
 

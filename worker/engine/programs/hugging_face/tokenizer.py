@@ -14,24 +14,24 @@ from worker.engine.programs.json_reader import boolean, integer, items, mapping,
 from worker.engine.programs.rejections import reject, shown
 
 Check = Callable[[Any, str], Any]
-TOKENIZER_FIX = (
-    "Save the tokenizer with tokenizer.save_pretrained of transformers; or leave tokenizer.json out, tokenize the text "
-    "yourself and upload the numbers."
-)
 _MAX_WORDS, _MAX_WORD, _MAX_DEPTH, _MAX_STEPS = 2_000_000, 1000, 4, 50
 _LONGEST_WORD_CHARACTERS = 1000
 _TOP = ("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder",
         "model")  # fmt: skip
 
 
+class NoTokenizer(Exception):
+    """tokenizer.json is more, or less, than what Pare uses; the message says where."""
+
+
 def check_tokenizer(raw: bytes) -> bytes:
-    """Return the text of a tokenizer that means the same and holds nothing else; raises ModelRejected."""
+    """Return the text of a tokenizer that means the same and holds nothing else; raises NoTokenizer."""
     try:
         return json.dumps(_rebuild(parse_json(raw, "tokenizer.json")), ensure_ascii=False).encode()
     except ModelRejected as error:
-        raise ModelRejected(error.detail, code="bad_tokenizer", fix=TOKENIZER_FIX) from None
+        raise NoTokenizer(error.detail) from None
     except UnicodeEncodeError:
-        return reject("bad_tokenizer", "tokenizer.json holds half of a surrogate pair.", TOKENIZER_FIX)
+        raise NoTokenizer("tokenizer.json holds half of a surrogate pair.") from None
 
 
 def _rebuild(value: Any) -> dict[str, Any]:
@@ -190,7 +190,19 @@ def _model(given: dict[str, Any], where: str) -> dict[str, Any]:
     # Files of old versions leave the type out.
     fits = next((kind for kind, fields in known.items() if given.keys() <= fields.keys()), None)
     kind = _choice(*known)(given.get("type", fits), f"{where}: type")
-    return {"type": kind, **_fields({key: given[key] for key in given if key != "type"}, where, known[kind])}
+    model = {"type": kind, **_fields({key: given[key] for key in given if key != "type"}, where, known[kind])}
+    if kind == "BPE":
+        _check_prefix(model, where)
+    return model
+
+
+def _check_prefix(model: dict[str, Any], where: str) -> None:
+    """The library cuts the prefix off the second word of each merge, whatever is there, and may end the process."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges", ()):
+        second = merge[1] if isinstance(merge, list) and len(merge) == 2 else str(merge).rpartition(" ")[2]
+        if not second.startswith(prefix):
+            reject("bad_tokenizer", f"{where}: the merge {shown(merge)} goes on without the prefix {shown(prefix)}.")
 
 
 def _vocabulary(value: Any, where: str) -> dict[str, int]:
