@@ -1,5 +1,6 @@
 """Unstructured pruning: exact counts, the smallest go first, masks combine, and the report is honest."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from torch import Tensor, fx, nn
 
 from app.recipes.facts import TensorFacts
 from app.recipes.pruning import PruneMagnitude
+from tests.engine.digits import Rows
+from tests.engine.techniques.digit_worlds import open_world
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.programs.program import Program, Signature
 from worker.engine.techniques import prune_wanda
 from worker.engine.techniques.base import Context, Outcome
-from worker.engine.techniques.prune_magnitude import inspect, run
+from worker.engine.techniques.prune_magnitude import MAX_EFFECTS, choose_rounds, inspect, run
+from worker.engine.training.examples import BoundExamples
 
 
 class Small(nn.Module):
@@ -158,3 +162,54 @@ def test_recurrent_layers_are_prunable_and_named_where_there_are_none() -> None:
     assert (
         prune_wanda.inspect(program).missing == "there are no linear or convolution layers with a weight of their own"
     )
+
+
+@given(num_rounds=st.integers(1, 100), num_weights=st.integers(1, 3000))
+def test_the_rounds_that_are_told_are_spread_and_bounded(num_rounds: int, num_weights: int) -> None:
+    rounds = choose_rounds(num_rounds, num_weights)
+    assert rounds[-1] == num_rounds
+    assert list(rounds) == sorted(set(rounds))
+    assert rounds[0] >= 1
+    assert len(rounds) * num_weights <= max(MAX_EFFECTS, num_weights)
+    steps = {after - before for before, after in pairwise(rounds)}
+    assert not steps or max(steps) - min(steps) <= 1
+
+
+GRADUAL: dict[str, Any] = {
+    "kind": "prune_magnitude", "sparsity": 0.6, "scope": "local", "schedule": "linear", "num_iterations": 3,
+    # So little that the weights of a round are those that the round before left.
+    "training": {"epochs": 1, "max_steps": 1, "learning_rate": 1e-9, "optimizer": "sgd"},
+}  # fmt: skip
+
+
+def prune_digits(program: Program, examples: BoundExamples, effects: dict[str, float]) -> Outcome:
+    context = Context(0, 1, Path(), examples, lambda *_, **__: None, effects=effects)
+    return run(program, PruneMagnitude.model_validate(GRADUAL), context)
+
+
+def test_every_round_tells_what_it_did_to_each_layer() -> None:
+    program, examples = open_world(Rows)
+    before = {name: float(each.detach().square().sum()) for name, each in program.module.named_parameters()}
+    outcome = prune_digits(program, examples, {})
+    effects = {(each.layer, each.choice.split(",")[0]): each for each in outcome.sensitivity}
+    layers = {each.layer for each in outcome.sensitivity}
+    assert set(effects) == {(name, f"round {index}") for name in layers for index in (1, 2, 3)}
+    for name in layers:
+        told = [effects[name, f"round {index}"] for index in (1, 2, 3)]
+        sparsities = [float(each.choice.rpartition(" ")[2]) for each in told]
+        assert sparsities == pytest.approx([0.2, 0.4, 0.6], abs=0.01)
+        assert [each.chosen for each in told] == [False, False, True]
+        # Each is of what the rounds before had left; together they are what is gone.
+        kept = 1.0
+        for each in told:
+            kept *= 1 - each.effect
+        after = float(program.module.get_parameter(f"{name}.weight").detach().square().sum())
+        assert kept == pytest.approx(after / before[f"{name}.weight"], rel=1e-4)
+
+
+def test_what_was_measured_before_a_crash_stays() -> None:
+    program, examples = open_world(Rows)
+    effects = {"step 0, round 1, up.weight: error": 0.125, "step 0, round 1, up.weight: sparsity": 0.5}
+    outcome = prune_digits(program, examples, effects)
+    assert ("round 1, sparsity 0.5", 0.125) in {(e.choice, e.effect) for e in outcome.sensitivity if e.layer == "up"}
+    assert effects == {}

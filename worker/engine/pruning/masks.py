@@ -154,12 +154,16 @@ def set_mask(program: Program, weight: Weight, kept: Tensor) -> float:
     return lost / total if total else 0.0
 
 
+def share_masked(program: Program, weight: Weight) -> float:
+    """Return the share of a weight's numbers that its mask keeps at zero."""
+    return float((~program.masks[weight.name]).double().mean())
+
+
 def tell_effect(program: Program, weight: Weight, error: float, step: int) -> LayerEffect:
     """Return what the mask that a weight has now did to it; `error` is what `set_mask` returned."""
-    sparsity = float((~program.masks[weight.name]).double().mean())
     return LayerEffect(
-        step=step, layer=weight.layer_name, choice=f"sparsity {sparsity:.4g}", metric="weight_error", effect=error,
-        chosen=True,
+        step=step, layer=weight.layer_name, choice=f"sparsity {share_masked(program, weight):.4g}",
+        metric="weight_error", effect=error, chosen=True,
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Set the smallest weights to zero and remember them as masks, so that training keeps them zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -18,13 +18,15 @@ from worker.engine.pruning.masks import (
     keep_largest,
     score_magnitude,
     set_mask,
-    tell_effect,
+    share_masked,
     warn,
 )
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 from worker.engine.training.loop import Trained, train
 
+MAX_EFFECTS = 2000
+"""Told of one step: rounds times weights. A table of more helps nobody."""
 SEED_STRIDE = 10_007
 """Between the seeds of two rounds: more than the epochs of one, each of which takes the next seed."""
 
@@ -45,14 +47,10 @@ def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
     starts = [_share_pruned(program, group) for group in groups]
     num_rounds = 1 if step.schedule == "one_shot" else step.num_iterations
     trained: list[Trained] = []
-    effects: list[LayerEffect] = []
+    effects = _Effects(program, context, choose_rounds(num_rounds, len(weights)))
     for index in range(1, num_rounds + 1):
         for group, start in zip(groups, starts, strict=True):
-            errors = _prune(program, group, sparsity_after(step, index, num_rounds, start))
-            # Of the last round alone: one that goes on from a checkpoint does not see what the earlier ones did.
-            if index == num_rounds:
-                told = zip(group, errors, strict=True)
-                effects += [tell_effect(program, weight, error, context.index) for weight, error in told]
+            effects.note(index, group, _prune(program, group, sparsity_after(step, index, num_rounds, start)))
         sparsity = count_facts(weights)["sparsity"]
         context.report((index - 1) / num_rounds, f"round {index} of {num_rounds}: sparsity {sparsity:.4g}")
         if step.training is not None and index < num_rounds:
@@ -74,7 +72,54 @@ def run(program: Program, step: PruneMagnitude, context: Context) -> Outcome:
             "first_round_quality": trained[0].quality_after.value,
             "last_round_quality": trained[-1].quality_after.value,
         }
-    return Outcome(program=program, facts=facts, warnings=tuple(warn(weights, found.left)), sensitivity=tuple(effects))
+    return Outcome(
+        program=program, facts=facts, warnings=tuple(warn(weights, found.left)), sensitivity=effects.tell(weights)
+    )
+
+
+def choose_rounds(num_rounds: int, num_weights: int) -> tuple[int, ...]:
+    """Return the rounds (from 1) whose effects are told: the last, and as many others, evenly spread, as may be."""
+    most = min(num_rounds, max(1, MAX_EFFECTS // num_weights))
+    return tuple(num_rounds - place * num_rounds // most for place in reversed(range(most)))
+
+
+class _Effects:
+    """What each round did to each weight.
+
+    Kept with what a checkpoint holds: an attempt that goes on from one walks through the rounds before it again, on
+    weights that were not trained between them, and would measure other numbers.
+    """
+
+    def __init__(self, program: Program, context: Context, rounds: tuple[int, ...]) -> None:
+        self._program, self._step, self._rounds, self._known = program, context.index, rounds, context.effects
+
+    def note(self, index: int, weights: Iterable[Weight], errors: Iterable[float]) -> None:
+        """Keep a round's errors, and the sparsity that it reached in each weight."""
+        if index not in self._rounds:
+            return
+        for weight, error in zip(weights, errors, strict=True):
+            self._known.setdefault(self._key(index, weight, "error"), error)
+            self._known.setdefault(self._key(index, weight, "sparsity"), share_masked(self._program, weight))
+
+    def tell(self, weights: Iterable[Weight]) -> tuple[LayerEffect, ...]:
+        """Return them, weight by weight, and forget them."""
+        last = self._rounds[-1]
+        return tuple(
+            LayerEffect(
+                step=self._step,
+                layer=weight.layer_name,
+                choice=f"{f'round {index}, ' if last > 1 else ''}sparsity "
+                f"{self._known.pop(self._key(index, weight, 'sparsity')):.4g}",
+                metric="weight_error",
+                effect=self._known.pop(self._key(index, weight, "error")),
+                chosen=index == last,
+            )
+            for weight in weights
+            for index in self._rounds
+        )
+
+    def _key(self, index: int, weight: Weight, what: str) -> str:
+        return f"step {self._step}, round {index}, {weight.name}: {what}"
 
 
 def sparsity_after(step: PruneMagnitude, index: int, num_rounds: int, start: float) -> float:
