@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
+from pare.commands.data_options import EvaluationDataset, Input, LabelColumn, Task, bind_dataset
 from pare.commands.invocation import Invocation, service_command
-from pare.commands.recipe_options import read_object, split_pairs
+from pare.commands.recipe_options import read_object
 from pare.commands.tables import job_page
 from pare.commands.watching import exit_as, watch
-from pare.data import bind
 
 
 @service_command
@@ -30,14 +30,10 @@ def distill(
         int | None, typer.Option(min=1, help="Fine-tune the teacher for so many epochs first; else it is trained.")
     ] = None,
     trials: Annotated[int | None, typer.Option(min=2, help="Try so many hyper-parameters first.")] = None,
-    evaluation_dataset: Annotated[
-        str | None, typer.Option(help="Id of a dataset to measure quality on; else rows of --dataset are held out.")
-    ] = None,
-    task: Annotated[str, typer.Option(help="classification, regression, ...; none for unlabelled data.")] = "none",
-    label_column: Annotated[str | None, typer.Option(help="Default: y, label or labels.")] = None,
-    input: Annotated[
-        list[str] | None, typer.Option(help="Feed a model input from a column, repeatable: input=column.")
-    ] = None,
+    evaluation_dataset: EvaluationDataset = None,
+    task: Task = "none",
+    label_column: LabelColumn = None,
+    input: Input = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the job until it has finished.")] = False,
 ) -> None:
@@ -45,15 +41,10 @@ def distill(
     request = read_object(plan) if plan is not None else {}
     _complete(request, student, width, depth, epochs, teacher_epochs, trials)
     with call.client() as client:
-        binding = bind(
-            client.models.wait(model),
-            client.datasets.wait(dataset),
-            task=task,
-            label_column=label_column,
-            inputs=split_pairs(input or [], "--input"),
-        )
-        if evaluation_dataset is not None:
-            binding["evaluation_dataset_id"] = client.datasets.wait(evaluation_dataset).id
+        binding = bind_dataset(
+            client, model, dataset,
+            evaluation_dataset=evaluation_dataset, task=task, label_column=label_column, input=input,
+        )  # fmt: skip
         request["data"] = {**binding, **request.get("data", {})}
         if dry_run:
             call.show(client.distillations.validate(model, request))

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from pare.commands import job_outcome
+from pare.commands.data_options import EvaluationDataset, Input, LabelColumn, Task, bind_dataset
 from pare.commands.invocation import Invocation, service_command
 from pare.commands.recipe_options import read_recipe, split_pairs
 from pare.commands.tables import job_page, jobs_table
 from pare.commands.watching import exit_as, watch
-from pare.data import bind
 from pare.errors import UsageError
 from pare.recipes import complete_recipe
 
@@ -29,14 +29,10 @@ def submit(
         typer.Option(help="A step instead of a file, repeatable: kind, or kind:name=value,name=value."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Id of the dataset.")] = None,
-    evaluation_dataset: Annotated[
-        str | None, typer.Option(help="Id of a dataset to measure quality on; else rows of --dataset are held out.")
-    ] = None,
-    task: Annotated[str, typer.Option(help="classification, regression, ...; none for unlabelled data.")] = "none",
-    label_column: Annotated[str | None, typer.Option(help="Default: y, label or labels.")] = None,
-    input: Annotated[
-        list[str] | None, typer.Option(help="Feed a model input from a column, repeatable: input=column.")
-    ] = None,
+    evaluation_dataset: EvaluationDataset = None,
+    task: Task = "none",
+    label_column: LabelColumn = None,
+    input: Input = None,
     label: Annotated[list[str] | None, typer.Option(help="A label of the job, repeatable: name=value.")] = None,
     priority: Annotated[int | None, typer.Option(min=-10, max=10)] = None,
     deadline_seconds: Annotated[int | None, typer.Option(min=1)] = None,
@@ -54,15 +50,10 @@ def submit(
     with call.client() as client:
         binding = None
         if dataset is not None:
-            binding = bind(
-                client.models.wait(model),
-                client.datasets.wait(dataset),
-                task=task,
-                label_column=label_column,
-                inputs=split_pairs(input or [], "--input"),
-            )
-            if evaluation_dataset is not None:
-                binding["evaluation_dataset_id"] = client.datasets.wait(evaluation_dataset).id
+            binding = bind_dataset(
+                client, model, dataset,
+                evaluation_dataset=evaluation_dataset, task=task, label_column=label_column, input=input,
+            )  # fmt: skip
         elif task != "none" or label_column or input or evaluation_dataset:
             raise UsageError(
                 "--task, --label-column, --input and --evaluation-dataset say how a dataset is used",
