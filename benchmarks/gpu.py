@@ -1,8 +1,9 @@
-"""What a GPU gives: training throughput, and latency of a model as it is, in half precision and in integers by torchao.
+"""What a GPU gives: training throughput, and latency of a model as it is, in half precision and in integers.
 
-    python benchmarks/gpu.py [--device cuda|cpu] [--models cnn transformer] [--width 1024] [--seconds 3]
+    python benchmarks/gpu.py [--device cuda|cpu] [--models cnn transformer] [--width 1024] [--seconds 3] [--compile]
 
-Without `--device` it measures the GPU, if there is one; `--device cpu` is a smoke test of the same code.
+Integers are those of a `quantize_int8` artifact for torch, and torchao's. Without `--device` it measures the GPU, if
+there is one; `--device cpu` is a smoke test of the same code. `--compile` compiles every model with torch.compile.
 Prints tables with the device, driver, versions and the command. What a device or torchao cannot do is printed with the
 reason instead of a number.
 """
@@ -12,18 +13,26 @@ import copy
 import logging
 import platform
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
 
+from app.recipes.quantization import QuantizeInt8
 from worker.engine.devices import choose_device, describe_device, mixed_precision, prepare_device
 from worker.engine.measure.latency import estimate_ratio, summarize, time_interleaved, time_on_cpu, time_on_cuda
+from worker.engine.programs.intake import open_program
+from worker.engine.quantization.int8_torch import TorchBuilder
 
 NUM_RUNS = 50
+Predict = Callable[[Tensor], Tensor]
 WARM_UP_STEPS = 3
 
 
@@ -87,6 +96,21 @@ def torchao_variants() -> dict[str, Callable[[], Any]]:
     }
 
 
+def quantize_by_pare(model: nn.Module, x: Tensor, mode: str) -> Callable[[Tensor], Tensor]:
+    """Return the artifact that `quantize_int8` makes of a model for torch on the device of x."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+        exported = torch.export.export(copy.deepcopy(model).cpu().eval(), (x[:2].cpu(),), dynamic_shapes=shapes)
+        torch.export.save(exported, directory / "model.pt2")
+        program = open_program(directory / "model.pt2", directory)
+        step = QuantizeInt8.model_validate({"kind": "quantize_int8", "mode": mode})
+        builder = TorchBuilder(program, step, 8, directory, for_cuda=x.device.type == "cuda")
+        built = torch.export.load(builder.build(program, "plain", {}).path)
+    module = move_to_device_pass(built, x.device).module()
+    return lambda given: module(given)[0]
+
+
 def quantize(model: nn.Module, config: Callable[[], Any], dtype: torch.dtype) -> nn.Module:
     """Return a copy with its linear layers quantized by torchao."""
     from torchao.quantization import quantize_
@@ -96,10 +120,19 @@ def quantize(model: nn.Module, config: Callable[[], Any], dtype: torch.dtype) ->
     return changed
 
 
-def compare(original: nn.Module, result: nn.Module, x: Tensor) -> str:
-    """Return median latencies, their ratio with its interval, and the cosine of the outputs."""
-    dtype = next((each.dtype for each in result.parameters()), torch.float32)
-    same = x.to(dtype) if dtype.is_floating_point else x
+def list_variants(model: nn.Module, x: Tensor) -> Iterator[tuple[str, torch.dtype, Callable[[], Predict]]]:
+    """Yield each variant's name, what it takes, and how it is made."""
+    yield "bf16", torch.bfloat16, lambda: copy.deepcopy(model).to(torch.bfloat16)
+    for mode in ("dynamic", "weight_only"):
+        yield f"Pare int8 {mode}", torch.float32, partial(quantize_by_pare, model, x, mode)
+    for name, config in torchao_variants().items():
+        dtype = torch.bfloat16 if name.startswith(("int4", "fp8 dynamic")) else torch.float32
+        yield f"torchao {name}", dtype, partial(quantize, model, config, dtype)
+
+
+def compare(original: Predict, result: Predict, x: Tensor, dtype: torch.dtype = torch.float32) -> str:
+    """Return median latencies, their ratio with its interval, and the cosine of the outputs; `result` takes `dtype`."""
+    same = x.to(dtype)
     with torch.inference_mode():
         one, other = original(x).float().flatten(), result(same).float().flatten()
         clock = time_on_cuda if x.device.type == "cuda" else time_on_cpu
@@ -136,6 +169,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--compile", action="store_true", help="every model, by torch.compile")
     parser.add_argument("--threads", type=int, default=1, help="of the host")
     arguments = parser.parse_args()
     if arguments.device is None and not torch.cuda.is_available():
@@ -156,16 +190,15 @@ def main() -> None:
         rates = [measure_training(model, x, arguments.seconds, bf16=bf16) for bf16 in (False, True)]
         print(f"| {name} | {rates[0]:.4g} | {rates[1]:.4g} |", flush=True)
     print("\n| model | variant | fp32, ms | variant, ms | ratio | cosine of outputs |\n|---|---|---:|---:|---:|---:|")
+    finish: Callable[[Predict], Predict] = torch.compile if arguments.compile else lambda predict: predict
     for name, (model, x) in subjects.items():
-        half = copy.deepcopy(model).to(torch.bfloat16)
-        print(f"| {name} | bf16 | {compare(model, half, x)} |", flush=True)
-        for variant, config in torchao_variants().items():
-            dtype = torch.bfloat16 if variant.startswith(("int4", "fp8 dynamic")) else torch.float32
+        original = finish(model)
+        for variant, dtype, make in list_variants(model, x):
             try:
-                line = compare(model, quantize(model, config, dtype), x)
+                line = compare(original, finish(make()), x, dtype)
             except (AssertionError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
                 line = f"- | - | - | {type(error).__name__}: {str(error).splitlines()[0][:100]}"
-            print(f"| {name} | torchao {variant} | {line} |", flush=True)
+            print(f"| {name} | {variant} | {line} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from benchmarks.mixed_precision import Subject
 from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_packed import export_packed
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.techniques.base import Context
 from worker.engine.techniques.registry import TECHNIQUES
 
@@ -80,7 +80,7 @@ class Bench:
         started_at = time.perf_counter()
         outcome = TECHNIQUES[step["kind"]].run(program, spec, context)
         path = scratch / "model.onnx"
-        if isinstance(outcome.program, OnnxProgram):
+        if isinstance(outcome.program, FileProgram):
             path = outcome.program.path
         else:
             export_onnx(outcome.program, path)

@@ -31,7 +31,7 @@ from app.recipes.quantization import QuantizeInt8
 from benchmarks.corpus import read_sentences
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.intake import open_program
-from worker.engine.programs.program import OnnxProgram
+from worker.engine.programs.program import FileProgram
 from worker.engine.techniques.base import Context
 from worker.engine.techniques.quantize_int8 import run
 from worker.engine.training.examples import open_examples
@@ -110,7 +110,7 @@ def build(directory: Path, only: str) -> None:
             {"kind": "quantize_int8", "num_calibration_examples": NUM_CALIBRATION, **spec}
         )
         outcome = run(program, step, Context(0, 1, scratch, examples, lambda *_, **__: None))
-        assert isinstance(outcome.program, OnnxProgram)
+        assert isinstance(outcome.program, FileProgram)
         outcome.program.path.rename(directory / f"{name}.onnx")
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
 

@@ -33,7 +33,7 @@ from worker.engine.pipeline import EXPORTS
 from worker.engine.programs.describe import describe
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.lowering.integers import find_integer_layers
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.progress import Reporter
 from worker.engine.steps import Made, expect_steps, run_steps
 from worker.engine.techniques.registry import inspect_all
@@ -169,7 +169,7 @@ def _run(subject: Subject, recipe: Recipe, directory: Path, *, files: bool) -> s
         return "no file"
     form: Format = "packed" if kind in PACKED else "onnx"
     path = directory / f"model.{form}"
-    if isinstance(made.program, OnnxProgram):
+    if isinstance(made.program, FileProgram):
         shutil.copyfile(made.program.path, path)
     else:
         EXPORTS[form](made.program, path)
@@ -194,7 +194,7 @@ def _compare(made: Made, path: Path) -> None:
         difference = float(np.abs(found[name] - wanted).max())
         bound = choose_tolerance(wanted, integer=bool(find_integer_layers(made.module)))
         # A file of 8-bit arithmetic has no module to equal.
-        assert isinstance(made.program, OnnxProgram) or difference <= bound, (
+        assert isinstance(made.program, FileProgram) or difference <= bound, (
             f"{path.name}: {name} differs by {difference:.3g}, {bound:.3g} is allowed"
         )
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 T = TypeVar("T")
+Runtime = Literal["onnxruntime", "torch"]
 Items = Annotated[tuple[T, ...], Field(strict=False)]
 """An immutable sequence that a JSON array, hence a Python list, may fill; its items stay strict."""
 
@@ -50,7 +51,7 @@ class Form(StrEnum):
     CODED = "coded"
     """A module whose weights stand in few bits: training would undo that, coding other layers would not."""
     INTEGER = "integer"
-    """An integer ONNX program: final, it can only be measured and downloaded."""
+    """A program that computes in integers: final, it can only be measured and downloaded."""
 
 
 class BaseStep(Spec):
@@ -74,6 +75,12 @@ class BaseStep(Spec):
     def data_need(self) -> DataNeed:
         """Return what this step, with these parameters, needs from `recipe.data`."""
         return DataNeed.NONE
+
+    def refuse_runtime(self, runtime: Runtime) -> str | None:
+        """Return why what this step leaves, when it is the last, cannot run there; None where it can."""
+        if self.leaves is Form.INTEGER and runtime != "onnxruntime":
+            return "it makes an ONNX model"
+        return None
 
     def changed(self, *names: str) -> list[str]:
         """Return those of these fields that differ from their defaults.

@@ -1,27 +1,31 @@
-"""Integer quantization: weights and activations in 8 bits, computed by ONNX Runtime on the CPU."""
+"""Integer quantization: weights and activations in 8 bits, and weights in fewer."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipes.base import BaseStep, DataNeed, Form, Items
+from app.recipes.base import BaseStep, DataNeed, Form, Items, Runtime
 from app.recipes.training import TrainingSettings
 
 
 class QuantizeInt8(BaseStep):
-    """Store weights as 8-bit integers and compute with them in ONNX Runtime on the CPU."""
+    """Store weights as 8-bit integers and compute with them: in ONNX Runtime on the CPU, or in torch on either device.
+
+    With `target.runtime` torch the result is a .pt2 whose linear layers and embeddings hold integers.
+    """
 
     kind: Literal["quantize_int8"]
     """The technique."""
     mode: Literal["dynamic", "static", "weight_only"] = "dynamic"
-    """Dynamic: activation ranges found at run time (linear layers). Static: calibrated on data (convolutions too).
-    Weight-only: integers on disk, floating point arithmetic."""
+    """Dynamic: activation ranges found at run time (linear layers). Static: calibrated on data (convolutions too; ONNX
+    Runtime only). Weight-only: integers on disk, floating point arithmetic."""
     per_channel: bool = True
     """One scale per output channel instead of one per tensor."""
     per_row: Literal["all", "narrowing", "none"] = "all"
-    """Dynamic only: in which layers every row (token) of the input is brought to the same range first; narrowing
-    layers have more inputs than outputs. More exact, a little slower."""
+    """Dynamic in ONNX Runtime only: in which layers every row (token) of the input is brought to the same range first;
+    narrowing layers have more inputs than outputs. More exact, a little slower. In torch each row always has its
+    own range."""
     calibration: Literal["minmax", "entropy", "percentile", "mse"] = "minmax"
     """Static only: how activation ranges are chosen from the calibration examples."""
     num_calibration_examples: int = Field(256, ge=1, le=65536)
@@ -42,7 +46,7 @@ class QuantizeInt8(BaseStep):
     """Names of layers to leave in floating point."""
 
     family: ClassVar[str] = "quantization"
-    summary: ClassVar[str] = "Integer weights and arithmetic for CPUs; not always faster, so the report compares."
+    summary: ClassVar[str] = "Integer weights and arithmetic; not always faster, so the report compares."
     leaves: ClassVar[Form] = Form.INTEGER
 
     def data_need(self) -> DataNeed:
@@ -56,6 +60,13 @@ class QuantizeInt8(BaseStep):
         if self.rounding == "gptq" and self.correct_bias:
             raise ValueError("rounding 'gptq' leaves no mean error for correct_bias to correct; leave one of them out")
         return self
+
+    def refuse_runtime(self, runtime: Runtime) -> str | None:
+        if runtime == "torch" and self.mode == "static":
+            return "mode 'static' makes an ONNX model; torch takes 'dynamic' and 'weight_only'"
+        if runtime == "torch" and self.changed("per_row"):
+            return f"per_row {self.per_row!r} is a way of ONNX models; in torch each row always has its own range"
+        return None
 
     def refuse(self, layer_types: Sequence[str]) -> str | None:
         if self.mode == "dynamic" and layer_types and all(name.startswith("Conv") for name in layer_types):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.recipes.base import BaseStep, DataNeed, Form, Items, Spec
+from app.recipes.base import BaseStep, DataNeed, Form, Items, Runtime, Spec
 from app.recipes.data import Data
 from app.recipes.distillation import Distill
 from app.recipes.low_rank import FactorizeLowRank
@@ -65,6 +65,8 @@ KINDS: dict[str, type[BaseStep]] = {
 """Every technique by its name, in the order in which they are usually applied."""
 
 Format = Literal["onnx", "pt2", "safetensors", "packed"]
+RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
+"""The file that each runtime opens, and the only one of an integer model."""
 Device = Literal["cpu", "cuda"]
 
 
@@ -73,8 +75,8 @@ class Target(Spec):
 
     device: Device = "cpu"
     """Where the artifact will run. Steps compute on a GPU wherever the worker has one; this is what is measured."""
-    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
-    """What will run it. Both models are measured in the same one."""
+    runtime: Runtime = "onnxruntime"
+    """What will run it. Both models are measured in the same one, and an integer model is made for it."""
     num_threads: int = Field(1, ge=1, le=64)
     """Threads of the runtime during measurement, on the CPU."""
     batch_size: int = Field(1, ge=1, le=4096)
@@ -88,7 +90,8 @@ class Outputs(Spec):
 
     formats: Items[Format] | None = Field(None, max_length=4, json_schema_extra={"minItems": 1})
     """Null: what suits the final form. `packed` stores weights in as few bits as they have: zeros are left out, shared
-    and quantized weights are indices, entropy-coded; load.py decodes it. Integer models exist as ONNX only."""
+    and quantized weights are indices, entropy-coded; load.py decodes it. An integer model exists as `onnx` only, or as
+    `pt2` where target.runtime is torch."""
 
 
 class Recipe(Spec):
@@ -153,27 +156,31 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _check_target(self) -> Self:
-        if self.target.device == "cuda":
-            if self.form is Form.INTEGER:
-                raise ValueError(
-                    f"{self.steps[-1].kind} makes an ONNX model for CPUs, and target.device is 'cuda'; set "
-                    "target.device to 'cpu', or use a step that leaves a torch model"
-                )
-            if self.target.runtime != "torch":
-                raise ValueError(
-                    f"target.device is 'cuda', where target.runtime {self.target.runtime!r} does not run (its build is "
-                    "for CPUs); set target.runtime to 'torch'"
-                )
+        target, last = self.target, self.steps[-1]
+        if target.device == "cuda" and target.runtime != "torch":
+            raise ValueError(
+                f"target.device is 'cuda', where target.runtime {target.runtime!r} does not run (its build is "
+                "for CPUs); set target.runtime to 'torch'"
+            )
+        reason = last.refuse_runtime(target.runtime)
+        if reason is not None:
+            device = " and target.device to 'cpu'" if target.device == "cuda" else ""
+            raise ValueError(
+                f"steps[{len(self.steps) - 1}] {last.kind} cannot run in target.runtime {target.runtime!r}: {reason}; "
+                f"set target.runtime to 'onnxruntime'{device}"
+            )
         return self
 
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         if self.form is Form.INTEGER:
-            if self.target.runtime != "onnxruntime":
-                raise ValueError(f"{self.steps[-1].kind} makes an ONNX model; set target.runtime to 'onnxruntime'")
-            wrong = [f for f in self.outputs.formats or () if f != "onnx"]
+            only = RUNTIME_FORMATS[self.target.runtime]
+            wrong = [f for f in self.outputs.formats or () if f != only]
             if wrong:
-                raise ValueError(f"an integer model exists as onnx only; remove {wrong} from outputs.formats")
+                raise ValueError(
+                    f"an integer model for target.runtime {self.target.runtime!r} exists as {only} only; remove "
+                    f"{wrong} from outputs.formats"
+                )
         if "safetensors" in self.formats and "pt2" not in self.formats:
             raise ValueError(
                 "safetensors holds weights and no program, so it is checked against a pt2 file; add 'pt2' to "
@@ -198,8 +205,8 @@ class Recipe(Spec):
         if self.outputs.formats is not None:
             return tuple(dict.fromkeys(self.outputs.formats))
         if self.form is Form.INTEGER:
-            return ("onnx",)
+            return (RUNTIME_FORMATS[self.target.runtime],)
         if self.form is Form.CODED:
-            return ("onnx", "packed")
+            return (RUNTIME_FORMATS[self.target.runtime], "packed")
         sparse = any(step.fills_zeros for step in self.steps)
         return ("onnx", "pt2", "safetensors", *(("packed",) if sparse else ()))

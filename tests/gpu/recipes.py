@@ -26,6 +26,8 @@ class NamedRecipe:
     steps: list[dict[str, Any]]
     only: str | None = None
     """The model for which it is meant; None: both."""
+    in_torch: bool = False
+    """Integers for torch, on the device, rather than for ONNX Runtime on the CPU."""
     computes: bool = True
     """Whether a step computes on the device; the others are a moment's work on the CPU, or ONNX Runtime's."""
 
@@ -60,6 +62,8 @@ RECIPES = (
                 [{"kind": "quantize_mixed", "budget": "quality", "max_quality_loss": 0.05, "method": "hqq",
                   **CALIBRATION}]),
     NamedRecipe("quantize_int8_gptq", [{"kind": "quantize_int8", "rounding": "gptq", **CALIBRATION}]),
+    NamedRecipe("quantize_int8_torch", [{"kind": "quantize_int8"}], in_torch=True),
+    NamedRecipe("quantize_int8_torch_weights", [{"kind": "quantize_int8", "mode": "weight_only"}], in_torch=True),
     NamedRecipe("quantize_int8_static", [{"kind": "quantize_int8", "mode": "static", **CALIBRATION}], only="cnn",
                 computes=False),
     NamedRecipe("quantize_aware_training", [{"kind": "quantize_aware_training", **TRAINING, **CALIBRATION}]),

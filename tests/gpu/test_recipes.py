@@ -13,8 +13,8 @@ from tests.gpu.recipes import CASES, MODELS, NamedRecipe
 
 pytestmark = pytest.mark.timeout(600)
 
-ON_CPU = ("quantize_int4_gptq-cnn",)
-"""One is enough to hold the way of a recipe through here; a simulated device runs nearly all."""
+ON_CPU = ("quantize_int4_gptq-cnn", "quantize_int8_torch-transformer")
+"""One of each form is enough to hold the way of a recipe through here; a simulated device runs nearly all."""
 INTEGER = ("quantize_int8", "quantize_aware_training")
 NAMES = {f"{recipe.name}-{model}": (model, recipe) for model, recipe in CASES}
 
@@ -26,7 +26,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Uploads]:
 
 def optimize(uploads: Uploads, recipe: NamedRecipe, device: str, directory: Path) -> None:
     target: dict[str, Any] = {"num_runs": 10}
-    if recipe.steps[-1]["kind"] not in INTEGER:
+    if recipe.in_torch or recipe.steps[-1]["kind"] not in INTEGER:
         target |= {"device": device, "runtime": "torch"}
     plan = plan_of("optimize", **uploads.fields(recipe.steps, target=target))
     made = run(directory, plan, uploads.files)

@@ -5,7 +5,7 @@
 runs the sample input and prints the largest difference to the sample output; with --check it exits with 1 when the
 difference is above the tolerance in manifest.json. From Python:
 
-    predict = load("model.onnx")                  # or "model.packed", "model.pt2"
+    predict = load("model.onnx")                  # or "model.packed", "model.pt2"; load("model.pt2", "cuda") on a GPU
     outputs = predict({"input": array})           # dictionaries of numpy arrays by name
     weights = load_weights("model.packed")        # or "model.safetensors": a dictionary of numpy arrays by name
 
@@ -48,18 +48,16 @@ def verify_digest(path: Path) -> None:
         raise ValueError(f"{path.name} has sha256 {digest.hexdigest()}, the manifest says {expected}")
 
 
-def load(path: str | Path) -> Predict:
-    """Return a function from named input arrays to named output arrays."""
+def load(path: str | Path, device: str = "cpu") -> Predict:
+    """Return a function from named input arrays to named output arrays; `device` is where torch runs a .pt2."""
     path = Path(path).resolve()
     verify_digest(path)
     signature = read_manifest(path.parent)["signature"]
     inputs, outputs = ([each["name"] for each in signature[side]] for side in ("inputs", "outputs"))
-    if path.suffix == ".onnx":
-        return _load_onnx(str(path), inputs, outputs)
-    if path.suffix == ".packed":
-        return _load_onnx(unpack(path.read_bytes()), inputs, outputs)
+    if path.suffix in (".onnx", ".packed"):
+        return _load_onnx(str(path) if path.suffix == ".onnx" else unpack(path.read_bytes()), inputs, outputs)
     if path.suffix == ".pt2":
-        return _load_pt2(path, inputs, outputs)
+        return _load_pt2(path, inputs, outputs, device)
     raise ValueError(f"{path.name} is not a model; load takes .onnx, .packed and .pt2, load_weights .safetensors")
 
 
@@ -78,17 +76,19 @@ def _load_onnx(model: str | bytes, inputs: list[str], outputs: list[str]) -> Pre
     return predict
 
 
-def _load_pt2(path: Path, inputs: list[str], outputs: list[str]) -> Predict:
+def _load_pt2(path: Path, inputs: list[str], outputs: list[str], device: str) -> Predict:
     import torch
+    from torch.export.passes import move_to_device_pass
 
-    module = torch.export.load(str(path)).module()
+    program = torch.export.load(str(path))
+    module = (program if device == "cpu" else move_to_device_pass(program, device)).module()
 
     def predict(arrays: Arrays) -> Arrays:
         _check_names(arrays, inputs)
         with torch.inference_mode():
-            result = module(*(torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in inputs))
+            result = module(*(torch.from_numpy(np.ascontiguousarray(arrays[name])).to(device) for name in inputs))
         tensors = [result] if isinstance(result, torch.Tensor) else list(result)
-        return {name: tensor.numpy() for name, tensor in zip(outputs, tensors, strict=True)}
+        return {name: tensor.cpu().numpy() for name, tensor in zip(outputs, tensors, strict=True)}
 
     return predict
 
@@ -126,13 +126,11 @@ def largest_difference(expected: np.ndarray[Any, Any], actual: np.ndarray[Any, A
     return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
-def compare_with_sample(path: str | Path) -> dict[str, tuple[float, float]]:
+def compare_with_sample(path: str | Path, device: str = "cpu") -> dict[str, tuple[float, float]]:
     """Run the sample input and return, for each output, the largest difference and its tolerance."""
     path = Path(path).resolve()
-    predict = load(path)
     inputs, expected = load_samples(path.parent)
-    tolerances = read_manifest(path.parent)["tolerances"]
-    actual = predict(inputs)
+    actual, tolerances = load(path, device)(inputs), read_manifest(path.parent)["tolerances"]
     return {name: (largest_difference(expected[name], actual[name]), float(tolerances[name])) for name in expected}
 
 
@@ -376,6 +374,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the sample input through a model made by Pare.")
     parser.add_argument("--file", help="model.onnx, .packed or .pt2; default: every model file that is here")
     parser.add_argument("--unpack", metavar="MODEL.onnx", help="write model.packed as an ordinary ONNX file, and stop")
+    parser.add_argument("--device", default="cpu", help="where torch runs .pt2 files, for example cuda; default: cpu")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a difference is above its tolerance")
     arguments = parser.parse_args()
     if arguments.unpack:
@@ -390,7 +389,7 @@ def main() -> int:
         weights = load_weights(directory / "model.safetensors")
         print(f"model.safetensors: {len(weights)} arrays, digest as in the manifest; there is no model file to run")
     for path in paths:
-        for output, (difference, tolerance) in compare_with_sample(path).items():
+        for output, (difference, tolerance) in compare_with_sample(path, arguments.device).items():
             wrong = wrong or difference > tolerance
             print(f"{path.name}: output {output!r}: largest difference {difference:.3g} (tolerance {tolerance:.3g})")
     return 1 if arguments.check and wrong else 0

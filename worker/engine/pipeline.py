@@ -12,7 +12,7 @@ from app.recipes.base import Form
 from app.recipes.distillation import Distill
 from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineResult, Plan
-from app.recipes.recipe import Format, Recipe, Target
+from app.recipes.recipe import RUNTIME_FORMATS, Format, Recipe, Target
 from worker.engine.artifacts import write_artifacts
 from worker.engine.checkpoints.keeper import Checkpoints
 from worker.engine.checkpoints.stop import StopRequest
@@ -22,7 +22,6 @@ from worker.engine.measure.compare import compare_layers
 from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.pair import Subject, measure_pair
-from worker.engine.measure.runtimes import Runtime
 from worker.engine.measure.size import count_nonzero_by_layer, count_parameters
 from worker.engine.measure.verdict import judge
 from worker.engine.programs.describe import describe
@@ -32,7 +31,7 @@ from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.export_safetensors import export_safetensors
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.lowering.integers import find_integer_layers
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.progress import Reporter, Stage
 from worker.engine.steps import expect_steps, run_steps
 from worker.engine.training.accumulation import split_batches
@@ -44,7 +43,6 @@ EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
     "safetensors": export_safetensors,
     "packed": export_packed,
 }
-RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
 
 
 def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest) -> EngineResult:
@@ -130,7 +128,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
     reporter.note(f"  {metrics.verdict.summary}")
 
     reporter.enter("artifacts")
-    samples = make_sample(made.program, artifacts / "model.onnx", inputs[0])
+    samples = make_sample(made.program, inputs[0])
     integer = recipe.form is Form.INTEGER or ("onnx" in recipe.formats and bool(find_integer_layers(made.module)))
     files = write_artifacts(plan, metrics, signature, samples, artifacts, integer=integer)
     return EngineResult(metrics=metrics, artifacts=files)
@@ -166,11 +164,11 @@ def _open_teacher(plan: Plan, directory: Path, model_id: str) -> Program:
     return open_program(directory / "in" / teacher.file, scratch, teacher.format, teacher.architecture)
 
 
-def _export(program: Program | OnnxProgram, recipe: Recipe, directory: Path, reporter: Reporter) -> None:
+def _export(program: Program | FileProgram, recipe: Recipe, directory: Path, reporter: Reporter) -> None:
     for index, form in enumerate(recipe.formats):
         reporter.report(index / len(recipe.formats), f"model.{form}")
         path = directory / f"model.{form}"
-        if isinstance(program, OnnxProgram):
+        if isinstance(program, FileProgram):
             # A copy: in the sandbox, tmp and out lie on different file systems, across which nothing can be renamed.
             shutil.copyfile(program.path, path)
         else:
@@ -178,14 +176,14 @@ def _export(program: Program | OnnxProgram, recipe: Recipe, directory: Path, rep
 
 
 def _write_subject(
-    program: Program | OnnxProgram, module: Program, target: Target, stem: Path, artifacts: Path | None = None
+    program: Program | FileProgram, module: Program, target: Target, stem: Path, artifacts: Path | None = None
 ) -> Subject:
     """Return what is measured: the artifact in the runtime's format, written to `stem` when there is none."""
     form = RUNTIME_FORMATS[target.runtime]
     path = artifacts / f"model.{form}" if artifacts else stem.with_suffix(f".{form}")
     if not path.exists():
         path = stem.with_suffix(f".{form}")
-        assert isinstance(program, Program), "an OnnxProgram's only format is its artifact"
+        assert isinstance(program, Program), "an FileProgram's only format is its artifact"
         EXPORTS[form](program, path)
     macs = count_macs(module)
     packed = artifacts / "model.packed" if artifacts else None

@@ -17,7 +17,7 @@ from worker.engine.environment import seed_everything
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.size import count_packed_bytes, count_parameters
 from worker.engine.parallel.launch import run_parallel
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.progress import Reporter, Stage
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.registry import TECHNIQUES
@@ -35,9 +35,9 @@ STEP_WEIGHTS = {
 class Made:
     """What the steps have made so far."""
 
-    program: Program | OnnxProgram
+    program: Program | FileProgram
     module: Program
-    """The last trainable form: `program` itself, or what it was made from when it is an ONNX file."""
+    """The last trainable form: `program` itself, or what it was made from when it is a file."""
     record: Record = field(default_factory=Record)
 
 
@@ -97,8 +97,8 @@ def run_steps(
 
 def _restore(resumed: Checkpoint, original: Program, directory: Path) -> Made:
     module = resumed.restore_program(original)
-    onnx = resumed.restore_onnx(module, directory / "resumed.onnx")
-    return Made(onnx or module, module, resumed.restore_record())
+    final = resumed.restore_final(module, directory)
+    return Made(final or module, module, resumed.restore_record())
 
 
 def _run(step: Step, program: Program, context: Context) -> Outcome:

@@ -45,10 +45,25 @@ def messages(error: ValidationError) -> str:
         (["finetune"], {"data": UNLABELLED}, "finetune needs labels"),
         ([{"kind": "quantize_int8", "mode": "static"}], {}, "needs data (inputs)"),
         ([{"kind": "prune_structured", "criterion": "taylor"}], {"data": UNLABELLED}, "needs labels"),
-        (["quantize_int8"], {"target": {"runtime": "torch"}}, "set target.runtime to 'onnxruntime'"),
+        (
+            [{"kind": "quantize_int8", "mode": "static"}],
+            {"target": {"runtime": "torch"}, "data": UNLABELLED},
+            "mode 'static' makes an ONNX model; torch takes 'dynamic' and 'weight_only'; set target.runtime to 'onnx",
+        ),
+        ([{"kind": "quantize_int8", "per_row": "none"}], {"target": {"runtime": "torch"}}, "per_row 'none' is a way"),
+        (["quantize_aware_training"], {"target": {"runtime": "torch"}, "data": LABELLED}, "it makes an ONNX model"),
         (["quantize_int8"], {"outputs": {"formats": ["onnx", "pt2"]}}, "exists as onnx only"),
+        (
+            ["quantize_int8"],
+            {"target": {"runtime": "torch"}, "outputs": {"formats": ["onnx", "pt2"]}},
+            "exists as pt2 only",
+        ),
         (["prune_magnitude"], {"target": {"device": "cuda"}}, "set target.runtime to 'torch'"),
-        (["quantize_int8"], {"target": {"device": "cuda", "runtime": "torch"}}, "set target.device to 'cpu'"),
+        (
+            ["quantize_aware_training"],
+            {"target": {"device": "cuda", "runtime": "torch"}, "data": LABELLED},
+            "set target.runtime to 'onnxruntime' and target.device to 'cpu'",
+        ),
         (["prune_magnitude"], {"outputs": {"formats": ["onnx", "safetensors"]}}, "add 'pt2' to outputs.formats"),
     ],
 )
@@ -56,6 +71,17 @@ def test_senseless_recipe_is_refused_with_the_reason(steps: list[Any], other: di
     with pytest.raises(ValidationError) as caught:
         make(*steps, **other)
     assert expected in messages(caught.value)
+
+
+def test_the_file_that_is_measured_is_among_the_files() -> None:
+    assert make("quantize_int4", target={"device": "cuda", "runtime": "torch"}).formats == ("pt2", "packed")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_integers_for_torch_are_a_pt2(mode: str, device: str) -> None:
+    accepted = make({"kind": "quantize_int8", "mode": mode}, target={"device": device, "runtime": "torch"})
+    assert (accepted.form, accepted.formats) == (Form.INTEGER, ("pt2",))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from app.recipes.base import Runtime
 from app.recipes.facts import TensorFacts
 from app.recipes.recipe import Target
 from tests.engine.tiny_model import SIGNATURE, TwoInputs, write_onnx, write_pt2
 from worker.engine.errors import EngineFailure
 from worker.engine.measure.inputs import choose_batch
 from worker.engine.measure.memory import measure_peak_memory
-from worker.engine.measure.runtimes import Runtime, open_model
+from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.program import Signature
 
 WRITERS = {"onnxruntime": write_onnx, "torch": write_pt2}

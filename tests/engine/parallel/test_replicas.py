@@ -8,7 +8,7 @@ import torch
 
 from tests.engine.parallel.runs import difference, run
 from tests.engine.techniques.learning import digit_examples, make_cnn
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.training.parts import split_batch
 
 SHORT: dict[str, Any] = {
@@ -54,8 +54,8 @@ def test_quantization_aware_training_sees_the_ranges_of_the_whole_batch(tmp_path
 
 
 def _share_of_equal_bytes(one: object, other: object) -> float:
-    assert isinstance(one, OnnxProgram)
-    assert isinstance(other, OnnxProgram)
+    assert isinstance(one, FileProgram)
+    assert isinstance(other, FileProgram)
     first, second = one.path.read_bytes(), other.path.read_bytes()
     assert len(first) == len(second)
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)

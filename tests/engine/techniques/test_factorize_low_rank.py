@@ -29,7 +29,7 @@ from worker.engine.measure.macs import count_macs
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.intake import open_program
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.techniques import finetune, prune_magnitude, quantize_int8
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.factorize_low_rank import inspect, run
@@ -275,7 +275,7 @@ def test_later_steps_work_on_the_factors(world: World, tmp_path: Path) -> None:
     with torch.no_grad():
         (expected,) = program.module.eval()(inputs)
     result = quantize_int8.run(program, QuantizeInt8(kind="quantize_int8"), context).program
-    assert isinstance(result, OnnxProgram)
+    assert isinstance(result, FileProgram)
     session = onnxruntime.InferenceSession(result.path, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     assert functional.cosine_similarity(torch.from_numpy(found), expected).min() > 0.99

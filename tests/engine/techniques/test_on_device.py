@@ -24,6 +24,8 @@ LEFT_OUT = {
     "factorize_low_rank": "parameters that were counted with fake tensors cannot move to it",
     "quantize_int8_gptq": "exporting within a step takes minutes with every operator watched",
     "quantize_int8_static": "the same",
+    "quantize_int8_torch": "it ends in a file, which test_quantize_int8_torch.py runs on the device",
+    "quantize_int8_torch_weights": "the same",
     "quantize_aware_training": "the same",
 }
 CHOSEN = [(model, recipe) for model, recipe in CASES if recipe.name not in LEFT_OUT]

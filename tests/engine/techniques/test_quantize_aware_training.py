@@ -16,7 +16,7 @@ from tests.engine.digits import DATASET_ID, Convolutions, Rows, make_uploads
 from worker.engine.errors import RecipeRefused
 from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.intake import open_program
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.quantization.fake_quantization import FakeActivation, FakeWeights, convert
 from worker.engine.techniques import quantize_int8
 from worker.engine.techniques.base import Context, Outcome
@@ -53,14 +53,14 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Boun
     return prepare(Rows(), tmp_path_factory.mktemp("rows"))
 
 
-def train(program: Program, examples: BoundExamples, directory: Path, **spec: Any) -> tuple[Outcome, OnnxProgram]:
+def train(program: Program, examples: BoundExamples, directory: Path, **spec: Any) -> tuple[Outcome, FileProgram]:
     torch.set_num_threads(1)
     step = QuantizeAwareTraining.model_validate(
         {"kind": "quantize_aware_training", "epochs": 1, "num_calibration_examples": 64, **spec}
     )
     directory.mkdir(exist_ok=True)
     outcome = run(program, step, Context(0, 1, directory, examples, lambda *_, **__: None))
-    assert isinstance(outcome.program, OnnxProgram)
+    assert isinstance(outcome.program, FileProgram)
     return outcome, outcome.program
 
 
@@ -127,7 +127,7 @@ def test_training_recovers_what_per_tensor_rounding_broke(cnn: tuple[Program, Bo
     (tmp_path / "static").mkdir()
     step = QuantizeInt8.model_validate({"kind": "quantize_int8", "mode": "static", "per_channel": False})
     static = quantize_int8.run(program, step, Context(0, 1, tmp_path / "static", examples, lambda *_, **__: None))
-    assert isinstance(static.program, OnnxProgram)
+    assert isinstance(static.program, FileProgram)
     broken = evaluate(open_model(static.program.path, "onnxruntime", program.signature, 1), examples).value
     _, result = train(program, examples, tmp_path / "qat", per_channel=False, epochs=6, learning_rate=3e-3)
     recovered = evaluate(open_model(result.path, "onnxruntime", program.signature, 1), examples).value

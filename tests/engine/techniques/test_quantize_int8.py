@@ -21,10 +21,10 @@ from tests.engine.techniques.opening import bind, load, open_module
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.export_onnx import export_onnx
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
+from worker.engine.quantization import int8_onnx
 from worker.engine.quantization.int8_grid import round_to_int8
 from worker.engine.quantization.layers import find_layers
-from worker.engine.techniques import quantize_int8
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.quantize_int8 import inspect, run
 from worker.engine.training.examples import BoundExamples
@@ -45,12 +45,12 @@ def random_examples(program: Program, directory: Path, rows: int = 48) -> BoundE
 
 def quantize(
     program: Program, directory: Path, examples: BoundExamples | None = None, **spec: Any
-) -> tuple[Outcome, OnnxProgram]:
+) -> tuple[Outcome, FileProgram]:
     directory.mkdir(exist_ok=True)
     context = Context(0, 1, directory, examples, lambda *_, **__: None)
     step = QuantizeInt8.model_validate({"kind": "quantize_int8", "num_calibration_examples": 32, **spec})
     outcome = run(program, step, context)
-    assert isinstance(outcome.program, OnnxProgram)
+    assert isinstance(outcome.program, FileProgram)
     return outcome, outcome.program
 
 
@@ -109,7 +109,7 @@ def _export_each_program_once(monkeypatch: pytest.MonkeyPatch) -> None:
             EXPORTED[id(program)] = program, path.read_bytes()
         path.write_bytes(EXPORTED[id(program)][1])
 
-    monkeypatch.setattr(quantize_int8, "export_onnx", export)
+    monkeypatch.setattr(int8_onnx, "export_onnx", export)
 
 
 @pytest.mark.parametrize(

@@ -22,16 +22,15 @@ from app.recipes.training import TrainingSettings
 from worker.engine.checkpoints.archive import NotRestorable, read_archive, write_archive
 from worker.engine.checkpoints.state import (
     Checkpoint,
-    FinishedRun,
     Header,
     Record,
-    encode_onnx,
+    encode_final,
     encode_parts,
     identify,
     read_checkpoint,
 )
 from worker.engine.checkpoints.stop import StopRequest
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.progress import Reporter
 from worker.engine.training.loop import Trained
 from worker.engine.training.run import Run, collect
@@ -98,20 +97,21 @@ class Checkpoints:
             self._give_up(refusal)
             return None
 
-    def end_step(self, index: int, program: Program | OnnxProgram, module: Program, record: Record) -> None:
+    def end_step(self, index: int, program: Program | FileProgram, module: Program, record: Record) -> None:
         """Write what the step left, if it would take a while to do again or the worker stops."""
         worth = self._clock() - self._written_at >= STEP_END_SHARE * self._interval
         if not self._is_on or not (worth or self.stop.requested):
             return
         try:
             structure, tensors = encode_parts(module)
-            onnx = None
-            if isinstance(program, OnnxProgram):
-                onnx, tensors["onnx"] = (program.parameters, program.nonzero_parameters), encode_onnx(program)
+            final = None
+            if isinstance(program, FileProgram):
+                final = (program.path.suffix, program.parameters, program.nonzero_parameters)
+                tensors["final"] = encode_final(program)
         except (NotRestorable, OSError) as refusal:
             self._give_up(refusal)
             return
-        header = self.describe(record, step=index + 1, onnx=onnx)
+        header = self.describe(record, step=index + 1, final=final)
         self.write(Checkpoint(header, structure, tensors), f"step {index} is done")
 
     def describe(self, record: Record, **more: Any) -> Header:
@@ -177,7 +177,7 @@ class StepCheckpoints:
         self._structure, self._program = structure, program
         self._resumed = resumed
         self._waiting = list(resumed.header.finished_runs) if resumed is not None else []
-        self._finished: list[FinishedRun] = []
+        self._finished: list[Trained] = []
         self._seconds = resumed.header.seconds if resumed is not None else 0.0
         self._started_at = time.perf_counter()
 
@@ -191,7 +191,7 @@ class StepCheckpoints:
         if not self._waiting:
             return None
         self._finished.append(self._waiting.pop(0))
-        return self._finished[-1].as_trained()
+        return self._finished[-1]
 
     def restore(self, run: Run) -> bool:
         """Put the run where the checkpoint found it, if it did."""
@@ -226,7 +226,7 @@ class StepCheckpoints:
     def finish(self, trained: Trained) -> None:
         """Note that the run is over."""
         self._job.stop.is_awaited = False
-        self._finished.append(FinishedRun(**{name: getattr(trained, name) for name in FinishedRun.model_fields}))
+        self._finished.append(trained)
 
 
 @dataclass(frozen=True)

@@ -7,43 +7,23 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from app.recipes.metrics import LayerEffect, Quality, StepMetrics
+from app.recipes.metrics import LayerEffect, StepMetrics
 from app.recipes.plan import Plan
 from worker.engine.checkpoints.archive import NotRestorable, Written, read_archive, write_archive
 from worker.engine.checkpoints.programs import decode_program, encode_program
 from worker.engine.environment import versions
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.training.loop import Trained
 from worker.engine.training.run import Position, Run, restore
 
-_FORMAT = 2
+_FORMAT = 3
 _CONFIG = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-
-class FinishedRun(BaseModel):
-    """A training run of the current step that is over: what `Trained` says of it."""
-
-    model_config = _CONFIG
-
-    epochs_run: int
-    steps_run: int
-    best_epoch: int
-    quality_before: Quality
-    quality_after: Quality
-    num_training: int
-    first_loss: float
-    last_loss: float
-    stopped_early: bool
-
-    def as_trained(self) -> Trained:
-        """Return it as the loop returns it."""
-        return Trained(**{name: getattr(self, name) for name in FinishedRun.model_fields})
 
 
 class Header(BaseModel):
@@ -61,11 +41,12 @@ class Header(BaseModel):
     warnings: tuple[str, ...] = ()
     sensitivity: tuple[LayerEffect, ...] = ()
     effects: dict[str, float] = {}
-    finished_runs: tuple[FinishedRun, ...] = ()
+    finished_runs: tuple[Trained, ...] = ()
+    """Training runs of that step that are over."""
     position: Position | None = None
     """Of the run that was going on, if there was one."""
-    onnx: tuple[int, int] | None = None
-    """Numbers stored, and those not zero, where the last step left an ONNX file."""
+    final: tuple[Literal[".onnx", ".pt2"], int, int] | None = None
+    """Where the last step left a file: its suffix, numbers stored, and those not zero."""
 
 
 @dataclass
@@ -86,7 +67,7 @@ class Checkpoint:
     header: Header
     structure: dict[str, Any] | None = None
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    """program/..., run/..., onnx."""
+    """program/..., run/..., final."""
     path: Path | None = None
     """Where it was read from."""
 
@@ -122,12 +103,14 @@ class Checkpoint:
         restore(run, self.header.position, self.below("run"))
         return True
 
-    def restore_onnx(self, original: Program, path: Path) -> OnnxProgram | None:
-        """Write the ONNX file that the last step left, if it did, to `path`."""
-        if self.header.onnx is None:
+    def restore_final(self, original: Program, directory: Path) -> FileProgram | None:
+        """Write the file that the last step left, if it did, below `directory`."""
+        if self.header.final is None:
             return None
-        path.write_bytes(self.tensors["onnx"].numpy().tobytes())
-        return OnnxProgram(path, original.signature, *self.header.onnx)
+        suffix, parameters, nonzero = self.header.final
+        path = directory / f"resumed{suffix}"
+        path.write_bytes(self.tensors["final"].numpy().tobytes())
+        return FileProgram(path, original.signature, parameters, nonzero)
 
 
 def read_checkpoint(path: Path, work: str) -> Checkpoint:
@@ -151,8 +134,8 @@ def encode_parts(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return structure, {f"program/{name}": each for name, each in tensors.items()}
 
 
-def encode_onnx(program: OnnxProgram) -> Tensor:
-    """Return the bytes of an ONNX program's file."""
+def encode_final(program: FileProgram) -> Tensor:
+    """Return the bytes of a final program's file."""
     return torch.frombuffer(bytearray(program.path.read_bytes()), dtype=torch.uint8)
 
 

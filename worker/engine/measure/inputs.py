@@ -1,15 +1,14 @@
 """The inputs that both models get while they are measured: held-out examples, or random ones without data."""
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from app.recipes.recipe import Target
-from worker.engine.measure.runtimes import Arrays, open_model
-from worker.engine.programs.program import OnnxProgram, Program, Signature
+from worker.engine.measure.runtimes import Arrays, open_model, runtime_of
+from worker.engine.programs.program import FileProgram, Program, Signature
 from worker.engine.training.examples import BoundExamples
 
 NUM_COMPARED = 256
@@ -48,18 +47,16 @@ def choose_inputs(program: Program, examples: BoundExamples | None, batch_size: 
     return full or [tuple(np.resize(each, (batch_size, *each.shape[1:])) for each in arrays[0])]
 
 
-def make_sample(
-    program: Program | OnnxProgram, model: Path, inputs: Arrays
-) -> tuple[dict[str, Array], dict[str, Array]]:
+def make_sample(program: Program | FileProgram, inputs: Arrays) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return named sample inputs and the outputs for them: from the module in memory rather than from an export of it.
 
-    A program that exists as an ONNX file only is run from that file, `model`.
+    A program that exists as a file only is run from that file.
     """
     signature = program.signature
     rows = len(inputs[0]) if signature.batch_size is not None else NUM_SAMPLES
     sample = tuple(each[:rows] for each in inputs)
-    if isinstance(program, OnnxProgram):
-        outputs = open_model(model, "onnxruntime", signature, 1)(sample)
+    if isinstance(program, FileProgram):
+        outputs = open_model(program.path, runtime_of(program.path), signature, 1)(sample)
     else:
         program.module.eval()
         with torch.inference_mode():

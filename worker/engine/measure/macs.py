@@ -18,8 +18,8 @@ from worker.engine.programs.trial import ShapeRun
 
 _CONTRACTIONS = frozenset(CONTRACTIONS.split())
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_MATRIX_PRODUCTS = {"mm": "self", "bmm": "self", "matmul": "self", "addmm": "mat1", "baddbmm": "batch1", "mv": "self",
-                    "dot": "self", "linear": "input"}  # fmt: skip
+_MATRIX_PRODUCTS = {"mm": "self", "_int_mm": "self", "bmm": "self", "matmul": "self", "addmm": "mat1",
+                    "baddbmm": "batch1", "mv": "self", "dot": "self", "linear": "input"}  # fmt: skip
 
 
 @dataclass

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from app.recipes.base import Runtime
 from worker.engine.arrays import write_npz
 from worker.engine.devices import CPU
 from worker.engine.errors import EngineFailure
 from worker.engine.measure import memory_child
-from worker.engine.measure.runtimes import Arrays, Runtime
+from worker.engine.measure.runtimes import Arrays
 from worker.engine.programs.program import Signature
 
 

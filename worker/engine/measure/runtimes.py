@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime
@@ -11,17 +10,22 @@ import torch
 from numpy.typing import NDArray
 from torch.export.passes import move_to_device_pass
 
+from app.recipes.base import Runtime
 from app.recipes.recipe import Target
 from worker.engine.devices import CPU, move
 from worker.engine.measure.latency import Call, Timings, time_interleaved, time_on_cuda
 from worker.engine.programs.program import Signature
 
-Runtime = Literal["onnxruntime", "torch"]
 Arrays = tuple[NDArray[np.generic], ...]
 Predict = Callable[[Arrays], Arrays]
 
 SUFFIXES: dict[Runtime, str] = {"onnxruntime": ".onnx", "torch": ".pt2"}
 """The file each runtime opens."""
+
+
+def runtime_of(path: Path) -> Runtime:
+    """Return the runtime that opens a file."""
+    return next(runtime for runtime, suffix in SUFFIXES.items() if suffix == path.suffix)
 
 
 def measured_on(target: Target) -> torch.device:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.engine.packing.tensors import RAW, Array, pack_encoding, pack_plain, pack_pool
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,9 @@ class ParameterCount:
     nonzero: int
 
 
-def count_parameters(program: Program | OnnxProgram) -> ParameterCount:
+def count_parameters(program: Program | FileProgram) -> ParameterCount:
     """Count the parameters; a tensor shared by several layers counts once."""
-    if isinstance(program, OnnxProgram):
+    if isinstance(program, FileProgram):
         return ParameterCount(program.parameters, program.nonzero_parameters)
     parameters = list(program.module.parameters())
     return ParameterCount(

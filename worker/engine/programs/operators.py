@@ -10,9 +10,10 @@ import torch
 
 # Work that macs.py counts, or names as uncounted.
 CONTRACTIONS = """
-addbmm addmm addmv addr baddbmm bilinear bmm cdist chain_matmul conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-conv_transpose3d convolution cross dot einsum gru inner kron linalg_multi_dot linear lstm matmul mm mv outer
-rnn_relu rnn_tanh scaled_dot_product_attention tensordot vdot linalg_vecdot _scaled_dot_product_flash_attention_for_cpu
+_int_mm addbmm addmm addmv addr baddbmm bilinear bmm cdist chain_matmul conv1d conv2d conv3d conv_transpose1d
+conv_transpose2d conv_transpose3d convolution cross dot einsum gru inner kron linalg_multi_dot linear lstm matmul mm mv
+outer rnn_relu rnn_tanh scaled_dot_product_attention tensordot vdot linalg_vecdot
+_scaled_dot_product_flash_attention_for_cpu
 """
 
 LAYERS = """

@@ -1,4 +1,4 @@
-"""A program in the engine's hands: a trainable module with real layers and the original names, or an ONNX file."""
+"""A program in the engine's hands: a trainable module with real layers and the original names, or a file."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,11 +87,11 @@ class Program:
 
 
 @dataclass(frozen=True)
-class OnnxProgram:
-    """A final program that exists as an ONNX file only, with the same input and output names as its source."""
+class FileProgram:
+    """A final program that exists as a file only, .onnx or .pt2, with the input and output names of its source."""
 
     path: Path
     signature: Signature
     parameters: int
-    """Numbers stored in the file's initializers, scales and zero points included."""
+    """Numbers stored in the file as weights, scales and zero points included."""
     nonzero_parameters: int

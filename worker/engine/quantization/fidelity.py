@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from worker.engine.measure.padding import clear_padding, find_mask
-from worker.engine.measure.runtimes import open_model
+from worker.engine.measure.runtimes import open_model, runtime_of
 from worker.engine.programs.program import Signature
 
 
@@ -25,9 +25,9 @@ class Fidelity:
 def compare_files(
     signature: Signature, before: Path, after: Path, batches: Iterable[tuple[Tensor, ...]], num_threads: int
 ) -> Fidelity:
-    """Run both ONNX files over the batches (each the inputs of one call)."""
+    """Run both files, each in its format's runtime, over the batches (each the inputs of one call)."""
     names = [tensor.name for tensor in signature.inputs]
-    predict, predict_after = (open_model(path, "onnxruntime", signature, num_threads) for path in (before, after))
+    predict, predict_after = (open_model(path, runtime_of(path), signature, num_threads) for path in (before, after))
     errors, sizes = np.zeros(len(signature.outputs)), np.zeros(len(signature.outputs))
     cosines: dict[int, list[float]] = {}
     for tensors in batches:

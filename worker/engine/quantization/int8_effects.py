@@ -10,8 +10,9 @@ from app.recipes.metrics import LayerEffect
 from worker.engine.programs.program import Program
 from worker.engine.quantization.int8_grid import Floats, round_to_int8
 
-Activations = Literal["float", "per_tensor", "per_row"]
-"""How a layer's inputs are rounded: not at all, to one range of 256 levels, or to one for every row (token)."""
+Activations = Literal["float", "per_tensor", "per_row", "per_row_symmetric"]
+"""How a layer's inputs are rounded: not at all, to one range of 256 levels, or to one for every row (token), which may
+be symmetric about zero."""
 NUM_LEVELS = 255
 
 
@@ -97,6 +98,9 @@ def _round_inputs(x: Tensor, how: Activations) -> Tensor:
     """Round to 256 levels between the smallest and the largest value; zero is one of the levels."""
     if how == "float":
         return x
+    if how == "per_row_symmetric":
+        step = (x.abs().amax(-1, keepdim=True) / (NUM_LEVELS // 2)).clamp(min=1e-12)
+        return (x / step).round() * step
     if how == "per_row":
         low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.recipes.metrics import LayerEffect
 from app.recipes.recipe import Target
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.training.loop import Checkpoints
 
 
@@ -73,7 +73,7 @@ class Context:
 class Outcome:
     """What a step leaves behind."""
 
-    program: Program | OnnxProgram
+    program: Program | FileProgram
     facts: dict[str, float | int | str | bool | None] = field(default_factory=dict)
     """Named numbers for the step's metrics."""
     warnings: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.capture import evaluating
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.placement import move_module
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.quantization.calibration import CALIBRATION_BATCH, has_exact_integer_products
 from worker.engine.quantization.fake_quantization import (
     CONVOLUTIONS,
@@ -108,7 +108,7 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
             "measured quality of the file, not that of the training."
         )
     return Outcome(
-        program=OnnxProgram(
+        program=FileProgram(
             path,
             program.signature,
             sum(each.size for each in tensors),

@@ -1,42 +1,31 @@
-"""Store weights as 8-bit integers and compute with them in ONNX Runtime, on the CPU.
+"""Store weights as 8-bit integers and compute with them: in ONNX Runtime on the CPU, or in torch on either device.
 
 Dynamic: linear (and LSTM) layers; activation ranges are found at run time, row by row. Convolutions stay in floating
-point, because ONNX Runtime's ConvInteger is slower than its float convolution. Static: ranges are calibrated on
-training examples, and convolutions are quantized too.
+point, because ONNX Runtime's ConvInteger is slower than its float convolution and torch has none. Static: ranges are
+calibrated on training examples, and convolutions are quantized too; ONNX Runtime only.
 """
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-import onnx
 import torch
-from onnx import ModelProto, numpy_helper
-from onnxruntime.quantization import (
-    QuantType,
-    quant_pre_process,
-    quantize_dynamic,
-)
 from torch import Tensor, nn
 
 from app.recipes.facts import Capability
 from app.recipes.quantization import QuantizeInt8
 from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.programs.capture import evaluating
-from worker.engine.programs.export_onnx import export_onnx
-from worker.engine.programs.program import OnnxProgram, Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.quantization.calibration import CALIBRATION_BATCH, has_exact_integer_products
-from worker.engine.quantization.dynamic_linear import find_linear_nodes, join_gelu, quantize_linear_layers
-from worker.engine.quantization.embedding_tables import quantize_tables
 from worker.engine.quantization.fidelity import compare_files
+from worker.engine.quantization.int8_built import Built, Int8Builder
 from worker.engine.quantization.int8_effects import Activations, measure_int8_effects
 from worker.engine.quantization.int8_gptq import round_linear_layers
 from worker.engine.quantization.int8_grid import Floats, round_to_int8
-from worker.engine.quantization.layers import find_layers, find_quantized
-from worker.engine.quantization.onnx_attention import join_attention
+from worker.engine.quantization.int8_onnx import OnnxBuilder
+from worker.engine.quantization.int8_torch import TorchBuilder
 from worker.engine.quantization.preparation import (
     correct_biases,
     equalize,
@@ -44,8 +33,7 @@ from worker.engine.quantization.preparation import (
     measure_largest_inputs,
     smooth,
 )
-from worker.engine.quantization.static_int8 import calibration_batches, quantize_statically, quiet
-from worker.engine.quantization.weight_only import store_weights
+from worker.engine.quantization.static_int8 import calibration_batches
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 
@@ -89,15 +77,15 @@ def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
     unknown = sorted(set(step.skip_layers) - names)
     if unknown:
         raise RecipeRefused(f"skip_layers names layers that the model does not have: {unknown}", code="unknown_layer")
-    bits = 8 if step.mode == "weight_only" or has_exact_integer_products() else 7
-    exported = context.directory / "float.onnx"
-    export_onnx(program, exported)
-    context.report(0.1, "exported to ONNX")
-    best = _build(program, step, context, bits, "plain", {}, exported)
+    on_cpu = context.target.device == "cpu"
+    bits = 8 if step.mode == "weight_only" or not on_cpu or has_exact_integer_products() else 7
+    builder = _choose_builder(program, step, context, bits)
+    context.report(0.1, "exported")
+    best = builder.build(program, "plain", {})
     facts: dict[str, float | int | str | bool | None] = {}
     warnings = []
     preparations = _choose_preparations(step, context, bits)
-    error = _measure_error(program, context, exported, best.path) if preparations else 0.0
+    error = _measure_error(program, context, builder.float_file, best.path) if preparations else 0.0
     for word, prepare in preparations:
         candidate = best.source.copy()
         scales: dict[str, Floats] = {}
@@ -107,8 +95,8 @@ def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
             warnings.append(f"No layers could be {word.replace('_', ' ')}.")
             continue
         plain = best.plain if word == "rounded_by_gptq" else None
-        built = _build(candidate, step, context, bits, word, scales, plain=plain)
-        now = _measure_error(program, context, exported, built.path)
+        built = builder.build(candidate, word, scales, plain)
+        now = _measure_error(program, context, builder.float_file, built.path)
         facts[f"output_error_before_{word}"], facts[f"output_error_after_{word}"] = error, now
         if now > error:
             warnings.append(
@@ -119,22 +107,17 @@ def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
             continue
         best, error = built, now
     context.report(0.9, "quantized")
-    outcome = _conclude(program, step, context, exported, best, bits)
+    outcome = _conclude(program, step, context, builder, best, bits)
     outcome.facts.update(facts)
     outcome.warnings = (*outcome.warnings, *warnings)
     return outcome
 
 
-@dataclass(frozen=True)
-class _Built:
-    source: Program
-    plain: Program
-    """The source before GPTQ rounded its weights."""
-    scales: dict[str, Floats]
-    path: Path
-    quantized: ModelProto
-    exported: ModelProto
-    layers: dict[str, str]
+def _choose_builder(program: Program, step: QuantizeInt8, context: Context, bits: int) -> Int8Builder:
+    if context.target.runtime == "torch":
+        return TorchBuilder(program, step, bits, context.directory, for_cuda=context.target.device == "cuda")
+    examples = cast(BoundExamples | None, context.examples)
+    return OnnxBuilder(program, step, examples, bits, context.directory, seed=context.seed, report=context.report)
 
 
 def _choose_preparations(step: QuantizeInt8, context: Context, bits: int) -> list[tuple[str, Preparation]]:
@@ -181,118 +164,57 @@ def _choose_preparations(step: QuantizeInt8, context: Context, bits: int) -> lis
     return found
 
 
-def _build(
-    program: Program,
-    step: QuantizeInt8,
-    context: Context,
-    bits: int,
-    word: str,
-    scales: dict[str, Floats],
-    float_file: Path | None = None,
-    plain: Program | None = None,
-) -> _Built:
-    """Quantize the module's file (`float_file`, if it is there). `scales`: of layers that are on their grids."""
-    prepared, result = (context.directory / f"{word}_{name}.onnx" for name in ("prepared", "int8"))
-    if float_file is None:
-        float_file = prepared
-        export_onnx(program, float_file)
-    exported = onnx.load(float_file)
-    with quiet():
-        quant_pre_process(float_file, prepared, skip_optimization=True, skip_symbolic_shape=True)
-    model = onnx.load(prepared)
-    layers = find_layers(model, program)
-    modules = dict(program.module.named_modules())
-    chosen = [node for node, layer in layers.items() if layer not in step.skip_layers]
-    scales_by_node = {node: scales[layer] for node, layer in layers.items() if layer in scales}
-    if step.quantize_embeddings:
-        quantize_tables(model, [node for node in chosen if isinstance(modules[layers[node]], nn.Embedding)])
-    if step.mode == "weight_only":
-        store_weights(model, chosen, per_channel=step.per_channel, scales_by_node=scales_by_node)
-    elif step.mode == "dynamic":
-        join_gelu(model)
-        join_attention(model)
-        linear = set(find_linear_nodes(model)) & (set(chosen) | (set(find_linear_nodes(model)) - set(layers)))
-        quantize_linear_layers(
-            model, linear, bits=bits, per_channel=step.per_channel, per_row=step.per_row, scales_by_node=scales_by_node
-        )
-        if any(node.op_type == "LSTM" and node.name in chosen for node in model.graph.node):
-            onnx.save(model, prepared)
-            with quiet():
-                quantize_dynamic(
-                    prepared, result, op_types_to_quantize=["LSTM"], per_channel=step.per_channel,
-                    reduce_range=bits == 7, weight_type=QuantType.QInt8,
-                    nodes_to_exclude=[node for node in layers if node not in chosen],
-                )  # fmt: skip
-            model = onnx.load(result)
-    else:
-        onnx.save(model, prepared)
-        quantize_statically(
-            program, step, cast(BoundExamples, context.examples), bits, prepared, result, model, layers,
-            seed=context.seed, report=context.report,
-        )  # fmt: skip
-        model = onnx.load(result)
-    result.write_bytes(model.SerializeToString(deterministic=True))
-    return _Built(program, plain or program, scales, result, model, exported, layers)
-
-
 def _conclude(
     program: Program,
     step: QuantizeInt8,
     context: Context,
-    exported: Path,
-    built: _Built,
+    builder: Int8Builder,
+    built: Built,
     bits: int,
 ) -> Outcome:
-    result, quantized, layers = built.path, built.quantized, built.layers
-    done = find_quantized(quantized, built.exported, layers)
-    kept = [name for name in dict.fromkeys(layers.values()) if name not in done]
-    if not done:
+    if not built.done:
         raise StepFailed(
-            f"mode {step.mode!r} quantized none of the layers {kept[:NUM_LAYERS_NAMED]}",
+            f"mode {step.mode!r} quantized none of the layers {list(built.kept[:NUM_LAYERS_NAMED])}",
             code="nothing_quantized",
-            fix="Use mode 'static' for convolutional models, or skip fewer layers."
+            fix="Use mode 'static' with target.runtime 'onnxruntime' for convolutional models, or skip fewer layers."
             if step.mode == "dynamic"
             else "Skip fewer layers, or leave quantize_int8 out.",
         )
-    counts = [int(np.prod(each.dims)) for each in quantized.graph.initializer]
-    nonzero = [int(np.count_nonzero(numpy_helper.to_array(each))) for each in quantized.graph.initializer]
-    cosine = _measure_cosine(program, context, exported, result)
+    cosine = _measure_cosine(program, context, builder.float_file, built.path)
     warnings = []
     if cosine < LOW_COSINE:
         warnings.append(
             f"int8 changed the outputs: their mean cosine with the float model is {cosine:.4f} on example inputs."
             + ("" if step.per_channel else " Try per_channel.")
         )
-    if kept:
-        more = f" and {len(kept) - NUM_LAYERS_NAMED} more" if len(kept) > NUM_LAYERS_NAMED else ""
-        warnings.append(f"Layers that stay in floating point: {', '.join(kept[:NUM_LAYERS_NAMED])}{more}.")
+    if built.kept:
+        more = f" and {len(built.kept) - NUM_LAYERS_NAMED} more" if len(built.kept) > NUM_LAYERS_NAMED else ""
+        warnings.append(f"Layers that stay in floating point: {', '.join(built.kept[:NUM_LAYERS_NAMED])}{more}.")
     if step.mode == "weight_only":
-        warnings.append(
-            "Weight-only: the file is smaller, the arithmetic stays in floating point, so it is not faster."
-        )
+        warnings.append(_tell_weight_only(context))
     if bits == 7:
         warnings.append(
             "This processor has no 8-bit dot product instruction, so weights use 7 bits to keep sums from overflowing."
         )
     return Outcome(
-        program=OnnxProgram(result, program.signature, sum(counts), sum(nonzero)),
+        program=FileProgram(built.path, program.signature, built.parameters, built.nonzero),
         facts={
             "mode": step.mode,
-            "layers_quantized": len(done),
-            "layers_kept_float": len(kept),
+            "layers_quantized": len(built.done),
+            "layers_kept_float": len(built.kept),
             "weight_bits": bits,
-            "weight_bytes_before": _weight_bytes(onnx.load(exported)),
-            "weight_bytes_after": _weight_bytes(quantized),
+            "weight_bytes_before": builder.float_bytes,
+            "weight_bytes_after": built.weight_bytes,
             "cosine_with_float": cosine,
         },
         warnings=tuple(warnings),
         sensitivity=measure_int8_effects(
             built.plain,
-            done,
+            built.done,
             _example_batches(program, context)[0],
             bits=bits,
             per_channel=step.per_channel,
-            activations=lambda layer: _round_activations(step, layer),
+            activations=lambda layer: _round_activations(step, layer, context.target.runtime),
             rounded=built.source,
             scales=built.scales,
             step=context.index,
@@ -300,16 +222,23 @@ def _conclude(
     )
 
 
-def _round_activations(step: QuantizeInt8, layer: nn.Module) -> Activations:
+def _tell_weight_only(context: Context) -> str:
+    if context.target.runtime == "torch":
+        return (
+            "Weight-only: the file is smaller, and so are the weights in memory; they are decoded at every call, "
+            "which is slower."
+        )
+    return "Weight-only: the file is smaller, the arithmetic stays in floating point, so it is not faster."
+
+
+def _round_activations(step: QuantizeInt8, layer: nn.Module, runtime: str) -> Activations:
     if step.mode == "weight_only":
         return "float"
+    if runtime == "torch":
+        return "per_row_symmetric"
     narrowing = isinstance(layer, nn.Linear) and layer.in_features > layer.out_features
     by_rows = step.mode == "dynamic" and (step.per_row == "all" or (step.per_row == "narrowing" and narrowing))
     return "per_row" if by_rows else "per_tensor"
-
-
-def _weight_bytes(model: ModelProto) -> int:
-    return sum(numpy_helper.to_array(each).nbytes for each in model.graph.initializer)
 
 
 def _measure_cosine(program: Program, context: Context, exported: Path, result: Path) -> float:
