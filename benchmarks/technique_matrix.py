@@ -1,6 +1,6 @@
 """Does every technique work on every kind of model, or is it refused with a reason?
 
-    python -m benchmarks.technique_matrix [--models "hf bert" ...] [--kinds distill ...] [--log cells.jsonl]
+    python -m benchmarks.technique_matrix [--models "hf bert" ...] [--columns distill ...] [--log cells.jsonl]
 
 Every tiny model is opened and described as at upload. Then every technique runs on it, also where it is refused, with
 data and few training steps; its file is written, loaded again and compared with the module, within the service's own
@@ -46,6 +46,7 @@ VOCABULARIES = (60, 64)
 TRAINING = {"epochs": 1, "max_steps": 3, "batch_size": 8}
 STEPS: dict[str, dict[str, Any]] = {
     "train": TRAINING,
+    "derive_student": {"round_to": 2},
     "prune_structured": {"round_to": 2, "criterion": "taylor", "num_batches": 2, "batch_size": 8},
     "factorize_low_rank": {"whiten": True, "num_calibration_examples": 16},
     "prune_magnitude": {},
@@ -60,8 +61,12 @@ STEPS: dict[str, dict[str, Any]] = {
     "quantize_fixed": {},
     "quantize_aware_training": TRAINING | {"num_calibration_examples": 16},
     "quantize_int8": {"mode": "static", "num_calibration_examples": 16},
+    "quantize_int8 for torch": {"kind": "quantize_int8"},
 }
-assert STEPS.keys() == KINDS.keys()
+"""Column -> parameters; the kind is the column's name unless they say it."""
+FOR_TORCH = ("quantize_int8 for torch",)
+# What take_student puts in the place of a model is another row.
+assert {step.get("kind", column) for column, step in STEPS.items()} == KINDS.keys() - {"take_student"}
 PACKED = ("share_weights", "quantize_float", "quantize_fixed")
 """Whose gain is in model.packed; the others are loaded from model.onnx."""
 SIGNS = {"works": "yes", "ran": "ran", "refused": "no", "run": "at run", "bug": "BUG"}
@@ -107,9 +112,13 @@ def open_subject(upload: Upload, directory: Path) -> Subject:
     return Subject(program, facts, directory / "data.npz", data)
 
 
-def fill(subject: Subject, kind: str, *, files: bool) -> Cell:
+def fill(subject: Subject, column: str, *, files: bool) -> Cell:
     """Return what one technique does on one model; without files its program is only called."""
-    recipe = Recipe.model_validate({"steps": [{"kind": kind, **STEPS[kind]}], "data": subject.data})
+    target = {"runtime": "torch"} if column in FOR_TORCH else {}
+    recipe = Recipe.model_validate(
+        {"steps": [{"kind": column, **STEPS[column]}], "data": subject.data, "target": target}
+    )
+    kind = recipe.steps[0].kind
     # As the engine gets it: through the database and the plan.
     recipe = Recipe.model_validate_json(recipe.model_dump_json())
     capability = next(each for each in subject.facts.capabilities if each.kind == kind)
@@ -167,11 +176,11 @@ def _run(subject: Subject, recipe: Recipe, directory: Path, *, files: bool) -> s
             found = made.program.module.eval()(*inputs)
         assert all(each.isfinite().all() for each in found if each.is_floating_point()), "outputs are not finite"
         return "no file"
-    form: Format = "packed" if kind in PACKED else "onnx"
-    path = directory / f"model.{form}"
     if isinstance(made.program, FileProgram):
-        shutil.copyfile(made.program.path, path)
+        path = made.program.path
     else:
+        form: Format = "packed" if kind in PACKED else "onnx"
+        path = directory / f"model.{form}"
         EXPORTS[form](made.program, path)
     _compare(made, path)
     return path.name
@@ -185,7 +194,7 @@ def _compare(made: Made, path: Path) -> None:
         expected: tuple[Tensor, ...] = made.module.module.eval()(*inputs)
     names = [each.name for each in signature.inputs], [each.name for each in signature.outputs]
     content = load.unpack(path.read_bytes()) if path.suffix == ".packed" else str(path)
-    predict = load._load_pt2(path, *names) if path.suffix == ".pt2" else load._load_onnx(content, *names)
+    predict = load._load_pt2(path, *names, "cpu") if path.suffix == ".pt2" else load._load_onnx(content, *names)
     found = predict({name: each.numpy() for name, each in zip(names[0], inputs, strict=True)})
     for name, tensor in zip(names[1], expected, strict=True):
         wanted = tensor.numpy()
@@ -199,17 +208,17 @@ def _compare(made: Made, path: Path) -> None:
         )
 
 
-def fill_row(upload: Upload, kinds: list[str], cells: dict[str, Cell], log: Path | None, *, files: bool) -> None:
+def fill_row(upload: Upload, columns: list[str], cells: dict[str, Cell], log: Path | None, *, files: bool) -> None:
     """Fill what is missing of one row."""
-    missing = [kind for kind in kinds if f"{upload.name}|{kind}" not in cells]
+    missing = [column for column in columns if f"{upload.name}|{column}" not in cells]
     if not missing:
         return
     with tempfile.TemporaryDirectory() as place:
         subject = open_subject(upload, Path(place))
-        for kind in missing:
+        for column in missing:
             started_at = time.perf_counter()
-            cell = fill(subject, kind, files=files)
-            name = f"{upload.name}|{kind}"
+            cell = fill(subject, column, files=files)
+            name = f"{upload.name}|{column}"
             cells[name] = cell
             print(f"{name}: {cell['outcome']} ({time.perf_counter() - started_at:.0f} s) {cell['note']}", flush=True)
             if log is not None:
@@ -217,21 +226,21 @@ def fill_row(upload: Upload, kinds: list[str], cells: dict[str, Cell], log: Path
                     lines.write(json.dumps({"name": name, **cell}) + "\n")
 
 
-def print_table(names: list[str], kinds: list[str], cells: dict[str, Cell]) -> None:
+def print_table(names: list[str], columns: list[str], cells: dict[str, Cell]) -> None:
     """Print the table, then every reason once."""
-    print("\n| model | " + " | ".join(kinds) + " |")
-    print("|---|" + ":-:|" * len(kinds))
+    print("\n| model | " + " | ".join(columns) + " |")
+    print("|---|" + ":-:|" * len(columns))
     notes: dict[str, int] = {}
     for name in names:
         row = []
-        for kind in kinds:
-            cell = cells.get(f"{name}|{kind}")
+        for column in columns:
+            cell = cells.get(f"{name}|{column}")
             if cell is None:
                 row.append("-")
                 continue
             word = SIGNS[cell["outcome"]]
             if cell["outcome"] not in ("works", "ran"):
-                number = notes.setdefault(f"{kind}: {cell['note']}", len(notes) + 1)
+                number = notes.setdefault(f"{column}: {cell['note']}", len(notes) + 1)
                 word += f" ({number})"
             row.append(word)
         print(f"| {name} | " + " | ".join(row) + " |")
@@ -245,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     uploads = {each.name: each for each in list_uploads()}
     parser.add_argument("--models", nargs="+", choices=list(uploads), default=list(uploads), metavar="MODEL")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND")
+    parser.add_argument("--columns", nargs="+", choices=list(STEPS), default=list(STEPS), metavar="KIND")
     parser.add_argument("--log", type=Path, help="file of finished cells")
     parser.add_argument("--without-files", action="store_true", help="call the programs, write no files: minutes less")
     given = parser.parse_args()
@@ -256,8 +265,8 @@ def main() -> None:
             cell = json.loads(line)
             cells[cell.pop("name")] = cell
     for name in given.models:
-        fill_row(uploads[name], given.kinds, cells, given.log, files=not given.without_files)
-    print_table(given.models, given.kinds, cells)
+        fill_row(uploads[name], given.columns, cells, given.log, files=not given.without_files)
+    print_table(given.models, given.columns, cells)
 
 
 if __name__ == "__main__":
