@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    configure_logs()
+    configure_logs("api")
     try:
         settings = load_settings()
         check_exposure(settings)

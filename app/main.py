@@ -41,6 +41,7 @@ from app.api.recorder import Recorder
 from app.api.request_limiter import RequestLimiter
 from app.api.service import Service
 from app.db.session import Database
+from app.logs import is_request_id
 from app.settings import Settings, load_settings
 from app.storage import open_storage
 
@@ -97,7 +98,7 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
     )
     if local_only:
         app.add_middleware(LocalityMiddleware, host=settings.host)
-    app.add_middleware(CorrelationIdMiddleware)
+    app.add_middleware(CorrelationIdMiddleware, validator=is_request_id)
     files = (models, datasets, resumable, artifacts)
     work = (techniques, architectures, jobs, distillations, events, webhooks, workers)
     access = (keys, owners, audit, me)

@@ -74,7 +74,7 @@ class Attempt:
         except OSError as error:
             outcome = AttemptFailed(_describe_system(error))
         except Exception:  # the edge of the attempt: our own mistakes must end it too, not leave it hanging
-            _log.exception("the worker failed", job_id=self._claim.job_id)
+            _log.exception("the worker failed")
             outcome = AttemptFailed(defect("worker_failed", "the worker failed; its log says why", retryable=True))
         finally:
             for _, engine in self._engines:
@@ -93,7 +93,7 @@ class Attempt:
         except AttemptFailed as failed:
             if not self._can_split(failed.error):
                 raise
-            _log.warning("memory ran out; once more with smaller parts", job_id=held.job_id)
+            _log.warning("memory ran out; once more with smaller parts")
             try:
                 engine, plan, result = self._try(split_batches=2)
             except AttemptFailed as again:
@@ -161,6 +161,19 @@ class Attempt:
         if plan.action != "verify":  # its fraction is of another action
             self._lease.follow(engine.inbox.drain)
         engine.inbox.last_line_at = time.monotonic()
+        # What the engine says itself is the log of the job, which its owner reads: text, and not to be believed.
+        log = _log.bind(engine_action=plan.action, engine_pid=engine.sandbox.process.pid)
+        began_at = time.monotonic()
+        log.info("engine begins")
+        try:
+            self._watch(engine, plan)
+        finally:
+            engine.kill()
+            last, seconds = engine.inbox.last, round(time.monotonic() - began_at, 3)
+            stage = last.stage if last is not None else None
+            log.info("engine ended", exit_status=engine.exit_status(), stage=stage, seconds=seconds)
+
+    def _watch(self, engine: EngineProcess, plan: Plan) -> None:
         engine.go()
         disk_looked_at = time.monotonic()
         try:
@@ -266,9 +279,8 @@ class Attempt:
 
     def _finish(self, outcome: EngineResult | AttemptEnded) -> None:
         """Store what there is to keep, then write the outcome in one transaction."""
-        held = self._claim
         if isinstance(outcome, AttemptLost) or self._lease.lost:
-            _log.warning("lost", job_id=held.job_id, epoch=held.epoch)
+            _log.warning("lost")
             return
         try:
             blobs = self._store_artifacts(outcome) if isinstance(outcome, EngineResult) else {}
@@ -285,8 +297,6 @@ class Attempt:
         name = type(outcome).__name__ if isinstance(outcome, AttemptEnded) else "succeeded"
         _log.info(
             "finished",
-            job_id=held.job_id,
-            epoch=held.epoch,
             outcome=name,
             written=written,
             code=outcome.error.code if isinstance(outcome, AttemptFailed) else None,
@@ -316,7 +326,7 @@ class Attempt:
                     hold(session, self._section, [*blobs.values(), *([log] if log else [])])
                     return self._settle(outcome, blobs, log)(session)
             except PareError as error:
-                _log.warning("the outcome could not be written yet", job_id=self._claim.job_id, error=error.code)
+                _log.warning("the outcome could not be written yet", error=error.code)
                 if self._lease.lost:
                     return False
                 time.sleep(0.5)

@@ -58,7 +58,7 @@ app.conf.update(
 
 @setup_logging.connect(weak=False)
 def _log_our_way(**_: Any) -> None:
-    configure_logs()
+    configure_logs("worker")
 
 
 @worker_init.connect(weak=False)

@@ -31,6 +31,7 @@ from app.jobs import (
     forget_files,
     forget_workers,
     list_workers,
+    name_for_logs,
     note_waits,
     reap_expired,
     relay_outbox,
@@ -137,13 +138,17 @@ class Dispatcher:
                 self._stopping.wait(max(0.0, interval_seconds - (time.monotonic() - started_at)))
 
     def _relay(self) -> bool:
-        return relay_outbox(self._database, self._publish) > 0
+        return relay_outbox(self._database, self._send) > 0
+
+    def _send(self, hint: Hint) -> None:
+        self._publish(hint)
+        _log.info("hint sent", job_id=hint.job_id, owner=hint.owner, request_id=hint.request_id)
 
     def _reap(self) -> bool:
         with self._database.session() as session:
             reaped = reap_expired(session)
-        if reaped:
-            _log.warning("workers went silent", job_ids=reaped)
+        for names in self._name(reaped):
+            _log.warning("its worker went silent", **names)
         return bool(reaped)
 
     def _advance(self) -> bool:
@@ -181,8 +186,8 @@ class Dispatcher:
 
     def _note_waits(self) -> bool:
         noted = note_waits(self._database, self._settings.worker_seen_seconds)
-        if noted:
-            _log.info("whether a worker can run them has changed", job_ids=noted)
+        for names in self._name(noted):
+            _log.info("whether a worker can run it has changed", **names)
         return bool(noted)
 
     def _send_webhooks(self) -> bool:
@@ -197,6 +202,12 @@ class Dispatcher:
         with self._database.session() as session:
             touch_dispatcher(session, self._id, broker_answers=answers)
         return False
+
+    def _name(self, job_ids: list[str]) -> list[dict[str, object]]:
+        if not job_ids:
+            return []
+        with self._database.read() as session:
+            return name_for_logs(session, job_ids)
 
     def _count_hints(self) -> dict[DeviceKind, int]:
         with self._client.connection_for_read() as connection:
@@ -222,7 +233,7 @@ class Dispatcher:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
-    configure_logs()
+    configure_logs("dispatcher")
     settings = load_settings()
     database = Database(settings.database_url)
     dispatcher = Dispatcher(database, settings)

@@ -70,8 +70,15 @@ class Supervisor:
         if held is None:
             _log.info("nothing to do", hint=hint)
             return False
-        # Every line until the end of the attempt names whose job it is about.
-        with structlog.contextvars.bound_contextvars(job_id=held.job_id, owner=held.owner, attempt=held.attempt):
-            _log.info("claimed", hint=hint, epoch=held.epoch, action=held.action)
+        # Every line until the end of the attempt says which job it is about, whose it is and who asked for it.
+        with structlog.contextvars.bound_contextvars(
+            job_id=held.job_id,
+            owner=held.owner,
+            attempt=held.attempt,
+            epoch=held.epoch,
+            request_id=held.request_id,
+            worker_id=self.worker_id,
+        ):
+            _log.info("claimed", hint=hint, action=held.action)
             Attempt(self, held, claimed_at).run()
         return True

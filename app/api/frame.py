@@ -65,16 +65,18 @@ class FrameMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        structlog.contextvars.clear_contextvars()
         started = time.perf_counter()
         head_only = scope["method"] == "HEAD"
         inner_scope = {**scope, "method": "GET", HEAD_ONLY: True} if head_only else scope
-        status = 0
+        status, location = 0, ""
 
         async def answer(message: Message) -> None:
-            nonlocal status
+            nonlocal status, location
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                location = headers.get("location", "")
                 for name, value in ANSWER_HEADERS.items():
                     headers.setdefault(name, value)
                 if scope["path"].startswith(RESUMABLE_PATH):
@@ -105,7 +107,7 @@ class FrameMiddleware:
                 status=status,
                 milliseconds=round(seconds * 1000, 1),
                 body_bytes=pace.num_bytes,
-                **_name_job(inner_scope),
+                **_name_job(inner_scope, location),
             )
 
 
@@ -115,8 +117,9 @@ def _name_route(scope: Scope) -> str | None:
     return path
 
 
-def _name_job(scope: Scope) -> dict[str, str]:
-    job_id = scope.get("path_params", {}).get("job_id", "")
+def _name_job(scope: Scope, location: str) -> dict[str, str]:
+    """Return the job that the path names, or that the request has submitted."""
+    job_id = scope.get("path_params", {}).get("job_id") or location.rpartition("/")[2]
     return {"job_id": job_id} if re.fullmatch(r"job_[a-z0-9]{26}", job_id) else {}
 
 

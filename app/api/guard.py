@@ -74,6 +74,7 @@ class GuardMiddleware:
         address = scope["client"][0] if scope.get("client") else ""
         caller = await self._authenticator.admit(Headers(scope=scope).get("authorization"), address)
         scope[CALLER] = caller
+        structlog.contextvars.bind_contextvars(owner=caller.owner, key_id=caller.key_id)
         answer.headers, refusal = await self._limiter.take(caller.owner)
         if refusal is not None:
             raise refusal
@@ -98,7 +99,7 @@ class GuardMiddleware:
         if not work.cancelled():
             work.result()  # raises what it raised
             return
-        log.info("a request ends with its key", key_id=caller.key_id)
+        log.info("a request ends with its key")
         ended = NotAuthenticated(f"key {caller.key_id} ended while the request went on")
         if not answer.started:
             await answer_error(ended, unread_body=_has_body(scope))(scope, receive, answer.send)

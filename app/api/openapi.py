@@ -35,7 +35,8 @@ TAGS = [
 SCHEME = "key"
 EVERYWHERE = (500, 503)
 REQUEST_ID = {
-    "description": "Names this request in the service's log; a UUID sent in this header is taken over.",
+    "description": "Names this request, and the job that it submits, in the service's logs. One that is sent is taken "
+    "over if it has 8 to 64 letters, digits, `.`, `_` or `-`.",
     "schema": {"type": "string"},
 }
 LOCATION = {"description": "URL path of the new thing.", "schema": {"type": "string"}}

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from asgi_correlation_id import correlation_id
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -37,6 +36,7 @@ from app.errors import (
     UnsupportedFormat,
     VersionUnsupported,
 )
+from app.logs import current_request_id
 
 IANA = "https://iana.org/assignments/http-problem-types#"
 TYPES = {
@@ -163,7 +163,7 @@ def make_problem(
         "code": code,
         "fix": fix,
         "retryable": retryable,
-        "request_id": correlation_id.get() or "",
+        "request_id": current_request_id() or "",
     }
     if errors:
         body["errors"] = [{"pointer": error.pointer, "detail": error.detail} for error in errors[:MAX_ERRORS]]

@@ -3,7 +3,6 @@
 import re
 
 import structlog
-from asgi_correlation_id import correlation_id
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -12,6 +11,7 @@ from app.access.audit import record_action
 from app.access.keys import Caller
 from app.db.session import Database
 from app.errors import PareError
+from app.logs import current_request_id
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 TOO_MANY = 429
@@ -36,7 +36,7 @@ class Recorder:
             "key_id": caller.key_id,
             "action": getattr(scope.get("route"), "operation_id", None) or scope["method"],
             "target": _name_target(scope, headers),
-            "request_id": correlation_id.get(),
+            "request_id": current_request_id(),
             "outcome": "done" if status < 400 else "refused" if status < 500 else "failed",
         }
         try:

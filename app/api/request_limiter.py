@@ -83,7 +83,7 @@ class RequestLimiter:
             await asyncio.wait({asking}, timeout=TAKE_SECONDS)
             share = asking.result() if asking.done() else None
             if share is None:
-                log.warning("requests are counted by this process alone", owner=owner)
+                log.warning("requests are counted by this process alone")
                 share = self._go_alone()
             if len(self._shares) >= MAX_OWNERS:
                 self._shares.clear()

@@ -102,6 +102,8 @@ class JobRow(Base):
     evaluation_dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     webhook_id: Mapped[str | None] = mapped_column(ForeignKey("webhooks.id", ondelete="SET NULL"))
     """The endpoint that the job named: it hears of the job whatever else it hears of."""
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    """The request that submitted it, or the job that it is a part of: every line of a log about it names this id."""
     recipe: Mapped[JsonValue | None]
     """optimize: a Recipe. distill: a Distillation."""
     labels: Mapped[JsonValue]

@@ -15,6 +15,7 @@ from app.jobs.control import cancel_job, delete_job, get_job, retry_job
 from app.jobs.events import append_event, list_events
 from app.jobs.finish import confirm_cancelled, fail, release, succeed
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
+from app.jobs.naming import name_for_logs
 from app.jobs.needs import Capacity, JobNeeds, capacity_of, derive_needs, needs_of
 from app.jobs.order import count_ahead, find_saturated
 from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
@@ -75,6 +76,7 @@ __all__ = [
     "list_workers",
     "mark_sent",
     "measure_usage",
+    "name_for_logs",
     "name_parts",
     "needs_of",
     "note_waits",

@@ -18,6 +18,7 @@ from app.jobs.distillation import DistillationPlan
 from app.jobs.endings import end_cancelled, end_failed
 from app.jobs.events import change_with_event
 from app.jobs.lifecycle import MADE_OF_PARTS, OWNED, State, move
+from app.jobs.naming import name_for_logs
 from app.jobs.parents import Ending, Outlook, Parts, PartsPlan, cancel_parts, queue_part, read_parts
 from app.recipes.pipelines import Distillation
 from app.recipes.plan import EngineError
@@ -67,8 +68,9 @@ def advance_parents(database: Database, settings: Settings, storage: Storage) ->
         except (PareError, SQLAlchemyError, OSError):
             raise  # of the surroundings; tried again
         except Exception:
-            log.exception("a job made of others cannot go on", job_id=job_id)
             with database.session() as session:
+                for names in name_for_logs(session, [job_id]):
+                    log.exception("a job made of others cannot go on", **names)
                 cancel_parts(session, job_id)
                 num_advanced += end_failed(session, job_id, _DEFECT, only_if=()) is not None
     return num_advanced

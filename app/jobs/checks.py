@@ -13,6 +13,7 @@ from app.jobs.lifecycle import CHECK_PRIORITY, MADE_OF_PARTS, State, describe_st
 from app.jobs.needs import JobNeeds, derive_needs
 from app.jobs.outbox import enqueue
 from app.jobs.workers import require_isolation
+from app.logs import current_request_id
 from app.recipes.plan import EngineError
 from app.settings import Settings
 
@@ -56,10 +57,11 @@ def queue_job(
     parent_id: str | None = None,
     part: str | None = None,
     webhook_id: str | None = None,
+    request_id: str | None = None,
 ) -> JobRow:
     """Insert a waiting job with its first event and, where a worker is to take it, its hint.
 
-    Without `needs` any CPU worker will do.
+    Without `needs` any CPU worker will do; without `request_id` it is that of the request being answered.
     """
     needs = needs or derive_needs(None)
     job = JobRow(
@@ -69,6 +71,7 @@ def queue_job(
         parent_id=parent_id,
         part=part,
         webhook_id=webhook_id,
+        request_id=request_id or current_request_id(),
         model_id=model_id,
         dataset_id=dataset_id,
         evaluation_dataset_id=evaluation_dataset_id,

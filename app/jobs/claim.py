@@ -54,6 +54,8 @@ class Claim:
     """Run time limit of this attempt."""
     checkpoints: tuple[StoredCheckpoint, ...] = ()
     """What earlier attempts left, newest first."""
+    request_id: str | None = None
+    """The request that submitted the job."""
 
     @property
     def is_last_attempt(self) -> bool:
@@ -123,6 +125,7 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
         teachers=tuple(_describe(teachers[name]) for name in taught_by),
         deadline_seconds=job.deadline_seconds,
         checkpoints=list_checkpoints(session, job_id),
+        request_id=job.request_id,
     )
 
 

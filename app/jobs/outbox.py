@@ -27,6 +27,10 @@ class Hint:
     priority: int
     device: DeviceKind
     """The kind of worker to wake."""
+    owner: str
+    """The job's."""
+    request_id: str | None
+    """The request that submitted the job."""
 
 
 def enqueue(session: Session, job_id: str) -> None:
@@ -37,7 +41,15 @@ def enqueue(session: Session, job_id: str) -> None:
 def take_outbox(session: Session, limit: int = 100) -> list[Hint]:
     """Return the oldest hints. On PostgreSQL other relays pass over them until the transaction ends."""
     query = (
-        select(OutboxRow.id, OutboxRow.job_id, JobRow.action, JobRow.priority, JobRow.needs_device)
+        select(
+            OutboxRow.id,
+            OutboxRow.job_id,
+            JobRow.action,
+            JobRow.priority,
+            JobRow.needs_device,
+            JobRow.owner,
+            JobRow.request_id,
+        )
         .join(JobRow, JobRow.id == OutboxRow.job_id)
         .order_by(JobRow.priority.desc(), OutboxRow.id)
         .limit(limit)

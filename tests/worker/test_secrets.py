@@ -1,6 +1,7 @@
-"""Secrets stay where they are: the whole service with marked ones, a job, a search in all that came of it."""
+"""The whole service with marked secrets, a job, and a look at what came of it: ids in every log, secrets nowhere."""
 
 import io
+import json
 import os
 import signal
 import sqlite3
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -34,17 +37,30 @@ class Sighting:
     files: dict[Path, bytes] = field(default_factory=dict)
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
-    return {**inherited, **MARKS, "PARE_AUTH": "keys", "PARE_DATA_DIR": str(tmp_path / "data")}
+@dataclass
+class Run:
+    """A service that has ended, and what was seen of it."""
+
+    folder: Path
+    token: str
+    forged: str
+    upload_request: str
+    job_request: str
+    job_id: str
+    answers: list[bytes] = field(default_factory=list)
+    engines: Sighting = field(default_factory=Sighting)
+
+    def lines(self, process: str) -> list[dict[str, Any]]:
+        """Return what a process logged."""
+        log = self.folder / "data" / "logs" / f"{process}.log"
+        return [json.loads(line) for line in log.read_text().splitlines()]
 
 
-@pytest.fixture
-def url(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
-    with (tmp_path / "serve.log").open("w") as log:
+@contextmanager
+def serve(environment: dict[str, str], folder: Path) -> Iterator[str]:
+    with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", START, str(tmp_path / "data")],
+            [sys.executable, "-c", START, str(folder / "data")],
             stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         )  # fmt: skip
     try:
@@ -54,7 +70,7 @@ def url(environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
     finally:
         process.kill()
         process.communicate()
-        wait_until(lambda: not find_service(tmp_path), 60, "the end of every process")
+        wait_until(lambda: not find_service(folder), 60, "the end of every process")
 
 
 def make_key(environment: dict[str, str]) -> str:
@@ -87,54 +103,92 @@ def look_at_engines(data_dir: Path, seen: Sighting) -> None:
             continue
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A model is uploaded and optimized; with keys in force."""
+    folder = tmp_path_factory.mktemp("service")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
+    environment = {**inherited, **MARKS, "PARE_AUTH": "keys", "PARE_DATA_DIR": str(folder / "data")}
+    with serve(environment, folder) as url:
+        token = make_key(environment)
+        run = Run(folder, token, f"{token[:-8]}00000000", "upload-0af7651916cd", "submit-8448eb211c80", "")
+        bearer = {"Authorization": f"Bearer {token}"}
+        with httpx2.Client(base_url=url, headers=bearer, timeout=60, trust_env=False) as client:
+            _use(client, run)
+    return run
+
+
+def _use(client: httpx2.Client, run: Run) -> None:
+    data_dir = run.folder / "data"
+
+    def ask(method: str, path: str, **options: Any) -> httpx2.Response:
+        answer = client.request(method, path, **options)
+        run.answers.append(f"{path} {dict(answer.headers)} ".encode() + answer.content)
+        return answer
+
+    def wait_for(path: str, name: str, ends: tuple[str, ...]) -> str:
+        give_up = time.monotonic() + 120
+        while (state := str(client.get(path).json()[name])) not in ends:
+            assert time.monotonic() < give_up, client.get(path).text
+            look_at_engines(data_dir, run.engines)
+            time.sleep(0.02)
+        return state
+
+    assert client.get("/v1/jobs", headers={"Authorization": f"Bearer {run.forged}"}).status_code == 401
+    model = ask("POST", "/v1/models", content=export_model(), headers={"X-Request-ID": run.upload_request}).json()
+    assert wait_for(f"/v1/models/{model['id']}", "state", ("ready", "rejected")) == "ready"
+    body = {"model_id": model["id"], "recipe": {"steps": [{"kind": "prune_magnitude"}]}}
+    job = run.job_id = ask("POST", "/v1/jobs", json=body, headers={"X-Request-ID": run.job_request}).json()["id"]
+    assert wait_for(f"/v1/jobs/{job}", "status", ("succeeded", "failed")) == "succeeded"
+    for artifact in ask("GET", f"/v1/jobs/{job}/artifacts").json()["items"]:
+        ask("GET", artifact["links"]["self"])
+    for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", f"/v1/jobs/{job}/metrics", f"/v1/jobs/{job}/logs",
+                 "/v1/workers", "/v1/me", "/v1/keys", "/v1/audit", "/health/ready", "/v1/nothing"):  # fmt: skip
+        ask("GET", path)
+    look_at_engines(data_dir, run.engines)
+
+
 @pytest.mark.slow
-def test_no_secret_reaches_a_log_an_answer_a_row_or_an_engine(
-    url: str, environment: dict[str, str], tmp_path: Path
-) -> None:
-    data_dir, seen, answers = tmp_path / "data", Sighting(), []
-    token = make_key(environment)
-    forged = token[:-8] + "00000000"
-    with httpx2.Client(
-        base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=60, trust_env=False
-    ) as client:
-
-        def ask(method: str, path: str, **options: object) -> httpx2.Response:
-            answer = client.request(method, path, **options)  # type: ignore[arg-type]
-            answers.append(f"{path} {dict(answer.headers)} ".encode() + answer.content)
-            return answer
-
-        def wait_for(path: str, name: str, ends: tuple[str, ...]) -> str:
-            give_up = time.monotonic() + 120
-            while (state := str(client.get(path).json()[name])) not in ends:
-                assert time.monotonic() < give_up, client.get(path).text
-                look_at_engines(data_dir, seen)
-                time.sleep(0.02)
-            return state
-
-        assert client.get("/v1/jobs", headers={"Authorization": f"Bearer {forged}"}).status_code == 401
-        model = ask("POST", "/v1/models", content=export_model()).json()
-        assert wait_for(f"/v1/models/{model['id']}", "state", ("ready", "rejected")) == "ready"
-        recipe = {"steps": [{"kind": "prune_magnitude"}]}
-        job = ask("POST", "/v1/jobs", json={"model_id": model["id"], "recipe": recipe}).json()["id"]
-        assert wait_for(f"/v1/jobs/{job}", "status", ("succeeded", "failed")) == "succeeded"
-        for artifact in ask("GET", f"/v1/jobs/{job}/artifacts").json()["items"]:
-            ask("GET", artifact["links"]["self"])
-        for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", f"/v1/jobs/{job}/metrics", f"/v1/jobs/{job}/logs",
-                     "/v1/workers", "/v1/me", "/v1/keys", "/v1/audit", "/health/ready", "/v1/nothing"):  # fmt: skip
-            ask("GET", path)
-        look_at_engines(data_dir, seen)
-
-    secrets = {*MARKS.values(), token, token.split("_")[3], forged}
-    where: dict[str, bytes] = {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    where |= {str(path): content for path, content in seen.files.items()}
-    where |= {f"environment {number}": content for number, content in enumerate(seen.environments)}
-    where |= {f"answer {number}": content for number, content in enumerate(answers)}
-    with sqlite3.connect(data_dir / "pare.sqlite3") as database:
+def test_no_secret_reaches_a_log_an_answer_a_row_or_an_engine(run: Run) -> None:
+    secrets = {*MARKS.values(), run.token, run.token.split("_")[3], run.forged}
+    where: dict[str, bytes] = {str(path): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
+    where |= {str(path): content for path, content in run.engines.files.items()}
+    where |= {f"environment {number}": content for number, content in enumerate(run.engines.environments)}
+    where |= {f"answer {number}": content for number, content in enumerate(run.answers)}
+    with sqlite3.connect(run.folder / "data" / "pare.sqlite3") as database:
         where["database"] = "\n".join(database.iterdump()).encode()
     database.close()
-    assert seen.environments, "no engine was seen"
-    assert any(path.name == "plan.json" for path in seen.files), "no engine's directory was seen"
+    assert run.engines.environments, "no engine was seen"
+    assert any(path.name == "plan.json" for path in run.engines.files), "no engine's directory was seen"
     assert any(name.endswith(".log") and content for name, content in where.items())
     found = {(name, secret) for name, content in where.items() for secret in secrets if secret.encode() in content}
     assert found == set()
-    assert token.split("_")[2].encode() in where["database"], "the search finds what is there: the key's id"
+    assert run.token.split("_")[2].encode() in where["database"], "the search finds what is there: the key's id"
+
+
+@pytest.mark.slow
+def test_every_process_names_the_request_the_job_and_the_owner(run: Run) -> None:
+    """From the line of the request that submitted a job to the end of its engines."""
+    key_id = f"key_{run.token.split('_')[2]}"
+    about = {process: [line for line in run.lines(process) if line.get("request_id") == run.job_request]
+             for process in ("api", "dispatcher", "worker")}  # fmt: skip
+
+    (submitted,) = about["api"]
+    assert (submitted["event"], submitted["method"], submitted["path"]) == ("request", "POST", "/v1/jobs")
+    assert submitted["key_id"] == key_id
+    assert [line["event"] for line in about["dispatcher"]][:1] == ["hint sent"]
+    events = [line["event"] for line in about["worker"]]
+    assert events == ["claimed", "engine begins", "engine ended", "engine begins", "engine ended", "finished"]
+    engines = [line for line in about["worker"] if line["event"] == "engine ended"]
+    assert [(line["engine_action"], line["exit_status"]) for line in engines] == [("optimize", 0), ("verify", 0)]
+    for process, lines in about.items():
+        for line in lines:
+            assert (line["process"], line["job_id"], line["owner"]) == (process, run.job_id, "ann")
+    assert {(line["attempt"], line["epoch"]) for line in about["worker"]} == {(1, 1)}
+
+
+@pytest.mark.slow
+def test_the_check_of_an_upload_is_named_after_the_upload(run: Run) -> None:
+    claimed = [line for line in run.lines("worker") if line.get("request_id") == run.upload_request]
+    assert {line["action"] for line in claimed if line["event"] == "claimed"} == {"check_model"}
+    assert {line["owner"] for line in claimed} == {"ann"}
