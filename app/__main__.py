@@ -13,6 +13,7 @@ from app.api.service import Service
 from app.errors import PareError
 from app.logs import configure_logs
 from app.main import create_app
+from app.production import check_production
 from app.settings import Settings, check_exposure, load_settings
 
 GRACE_SECONDS = 8
@@ -38,6 +39,7 @@ def main() -> None:
     try:
         settings = load_settings()
         check_exposure(settings)
+        check_production(settings)
     except PareError as error:
         print(f"error: {error.detail}\nfix: {error.fix}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
         env_prefix="PARE_", frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
     )
 
+    environment: Literal["development", "production"] = "development"
+    """production: nothing starts with settings that are dangerous where others come in (`pare config check`)."""
     data_dir: AbsolutePath = Path("pare-data")
     """Where the embedded defaults keep the database, the files and the queue."""
     database_url: str = ""

@@ -16,7 +16,7 @@ from typing import NoReturn
 import stamina.instrumentation
 import typer
 
-from pare.commands import datasets, jobs, keys, models, webhooks
+from pare.commands import config, datasets, jobs, keys, models, webhooks
 from pare.commands.distill import distill
 from pare.commands.invocation import ExitCode, Format, Invocation, Url
 from pare.commands.serve import serve
@@ -45,6 +45,7 @@ app.add_typer(datasets.app, name="datasets")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(keys.app, name="keys")
+app.add_typer(config.app, name="config")
 app.command()(distill)
 app.command()(techniques)
 app.command()(serve)

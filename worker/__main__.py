@@ -1,11 +1,18 @@
 """`python -m worker`: a Celery worker with every option set."""
 
-from worker.celery_app import app, shares
+import sys
+
+from app.errors import PareError
 from worker.queues import name_queues
 
 
 def main() -> None:
     """Run until stopped."""
+    try:
+        from worker.celery_app import app, shares  # it reads the settings
+    except PareError as error:
+        print(f"error: {error.detail}\nfix: {error.fix}", file=sys.stderr)
+        raise SystemExit(1) from None
     queues = name_queues(shares[0].accepts)
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["worker", "--loglevel", "INFO", "--queues", queues, "--hostname", "pare@%h", *quiet])

@@ -11,7 +11,8 @@ from celery import Celery
 from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
 
 from app.logs import configure_logs
-from app.settings import load_settings
+from app.settings import load_settings, read_settings
+from worker.production import check_worker
 from worker.queues import name_queue
 from worker.sandbox.detect import detect
 from worker.settings import WorkerSettings
@@ -21,7 +22,8 @@ from worker.shares import divide
 os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 
 settings = load_settings()
-worker_settings = WorkerSettings()
+worker_settings = read_settings(WorkerSettings)
+check_worker(settings, worker_settings)
 shares = divide(settings, worker_settings)
 
 app = Celery("pare", include=["worker.tasks"])

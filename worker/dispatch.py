@@ -8,6 +8,7 @@ Any number may run. All state is in the database; this process can be killed at 
 
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ from app.jobs import (
 )
 from app.jobs.dispatchers import forget_dispatchers, remove_dispatcher, touch_dispatcher
 from app.logs import configure_logs
+from app.production import check_production
 from app.recipes.needs import DEVICE_KINDS, DeviceKind
 from app.settings import Settings, load_settings
 from app.storage import open_storage
@@ -234,7 +236,12 @@ class Dispatcher:
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
     configure_logs("dispatcher")
-    settings = load_settings()
+    try:
+        settings = load_settings()
+        check_production(settings)
+    except PareError as error:
+        print(f"error: {error.detail}\nfix: {error.fix}", file=sys.stderr)
+        raise SystemExit(1) from None
     database = Database(settings.database_url)
     dispatcher = Dispatcher(database, settings)
 

@@ -22,6 +22,7 @@ from app.settings import Settings, check_exposure, read_settings
 from app.storage import open_storage
 from worker.broker import EmbeddedBroker
 from worker.children import Child
+from worker.production import check_worker
 from worker.sandbox.detect import detect
 from worker.sandbox.isolation import Isolation
 from worker.sandbox.layout import PROJECT
@@ -56,7 +57,9 @@ class Service:
         self._settings = read_settings(Settings, data_dir=data_dir, host=host, port=port)
         check_exposure(self._settings)
         # A mistake in them is told here, not by a worker that does not start.
-        divide(self._settings, read_settings(WorkerSettings))
+        worker = read_settings(WorkerSettings)
+        divide(self._settings, worker)
+        check_worker(self._settings, worker)
         make_directory(self._settings.data_dir)
         open_storage(self._settings.storage_url)
         self._isolation = detect(self._settings.isolation)
