@@ -94,10 +94,10 @@ lock: $(VENV)/.created  ## resolve pyproject.toml again into requirements/*.lock
 	$(PIP) install --quiet 'uv>=0.9'
 	@compile="$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	  --no-emit-index-url --no-emit-package torch --override requirements/overrides.txt pyproject.toml" && set -x && \
-	$$compile --extra queue --extra s3 -o requirements/service.lock && \
-	$$compile requirements/torch.in --extra queue --extra s3 --extra engine --extra hf -c requirements/service.lock -o requirements/worker.lock && \
+	$$compile --extra queue --extra s3 --extra otel -o requirements/service.lock && \
+	$$compile requirements/torch.in --extra queue --extra s3 --extra otel --extra engine --extra hf -c requirements/service.lock -o requirements/worker.lock && \
 	$$compile requirements/torch.in --extra demo -c requirements/worker.lock -o requirements/demo.lock && \
-	$$compile requirements/torch.in --extra demo --extra s3 --group dev --group bench -c requirements/demo.lock -o requirements/dev.lock
+	$$compile requirements/torch.in --extra demo --extra s3 --extra otel --group dev --group bench -c requirements/demo.lock -o requirements/dev.lock
 
 # The Docker build prefers what lies in wheels/: an air-gapped machine, a private index, a chosen torch build are all its content.
 wheels: $(VENV)/.created  ## download into wheels/ what the images install, by this machine's pip configuration

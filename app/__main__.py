@@ -15,6 +15,7 @@ from app.logs import configure_logs
 from app.main import create_app
 from app.production import check_production
 from app.settings import Settings, check_exposure, load_settings
+from app.tracing import start_tracing
 
 GRACE_SECONDS = 8
 """For requests in progress when the process is told to stop."""
@@ -40,6 +41,7 @@ def main() -> None:
         settings = load_settings()
         check_exposure(settings)
         check_production(settings)
+        start_tracing("api")
     except PareError as error:
         print(f"error: {error.detail}\nfix: {error.fix}", file=sys.stderr)
         raise SystemExit(1) from None

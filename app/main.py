@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 
 from app.access.audit import forget_actions
@@ -44,11 +45,23 @@ from app.db.session import Database
 from app.logs import is_request_id
 from app.settings import Settings, load_settings
 from app.storage import open_storage
+from app.tracing import stop_tracing
 
 VERSION = "0.1.0"
 UPLOAD_PATHS = re.compile(r"/v1/(models|datasets|uploads/[^/]*)")
 """They limit and stream their bodies themselves."""
 FORGET_INTERVAL_SECONDS = 3600.0
+
+UNTRACED_PATHS = frozenset({"/health/live", "/health/ready", "/metrics"})
+"""They are asked every few seconds, and belong to no job."""
+TELEMETRY: TelemetryConfig = {
+    "metrics": False,  # GET /metrics has them
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,  # app/tracing.py does it, for all processes alike
+    "exclude": lambda scope: scope["path"] in UNTRACED_PATHS,
+}
+"""Spans of requests, where tracing was started."""
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +87,7 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
         stopping.set()
         await cleaning  # not cancelled: its thread would go on, and use connections after they were closed
         service.database.dispose()
+        await run_in_threadpool(stop_tracing)
 
     app = FastAPI(
         title="Pare",
@@ -82,6 +96,7 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
         docs_url=None,  # its page would load scripts from strangers; /openapi.json is the documentation
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=TELEMETRY,
     )
     app.state.service = service
     app.openapi = describe_api(app, keys=settings.auth == "keys")  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import structlog
+from opentelemetry import trace
 
 from app.errors import PareError, StorageFull
 from app.files import hold
@@ -32,6 +33,7 @@ from worker.failures import (
 from worker.job_files import check_artifacts, check_disk, place_artifacts, place_inputs, read_result, write_plan
 from worker.lease import Lease
 from worker.standby import EngineUnavailable
+from worker.tracing import note_outcome, trace_engine
 
 if TYPE_CHECKING:
     from worker.supervisor import Supervisor
@@ -166,7 +168,8 @@ class Attempt:
         began_at = time.monotonic()
         log.info("engine begins")
         try:
-            self._watch(engine, plan)
+            with trace_engine(plan.action, engine.sandbox.process.pid, engine.inbox.stages):
+                self._watch(engine, plan)
         finally:
             engine.kill()
             last, seconds = engine.inbox.last, round(time.monotonic() - began_at, 3)
@@ -295,12 +298,9 @@ class Attempt:
         if written and isinstance(outcome, EngineResult) and not self._lease.cancelled:
             self._shelf.clear()
         name = type(outcome).__name__ if isinstance(outcome, AttemptEnded) else "succeeded"
-        _log.info(
-            "finished",
-            outcome=name,
-            written=written,
-            code=outcome.error.code if isinstance(outcome, AttemptFailed) else None,
-        )
+        code = outcome.error.code if isinstance(outcome, AttemptFailed) else None
+        note_outcome(trace.get_current_span(), name, code)
+        _log.info("finished", outcome=name, written=written, code=code)
 
     def _store_artifacts(self, result: EngineResult) -> dict[str, Blob]:
         worked = next(engine for purpose, engine in reversed(self._engines) if purpose == "work")

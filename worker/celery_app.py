@@ -12,6 +12,7 @@ from celery.signals import setup_logging, worker_init, worker_process_init, work
 
 from app.logs import configure_logs
 from app.settings import load_settings, read_settings
+from app.tracing import check_tracing, start_tracing
 from worker.production import check_worker
 from worker.queues import name_queue
 from worker.sandbox.detect import detect
@@ -24,6 +25,7 @@ os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 settings = load_settings()
 worker_settings = read_settings(WorkerSettings)
 check_worker(settings, worker_settings)
+check_tracing()
 shares = divide(settings, worker_settings)
 
 app = Celery("pare", include=["worker.tasks"])
@@ -73,6 +75,7 @@ def _open(**_: Any) -> None:
     from worker import tasks
     from worker.slot import open_slot, watch_for_end
 
+    start_tracing("worker")
     # The pool numbers its children from 0, and gives the number of one that ended to the one that replaces it.
     tasks.slot = open_slot(settings, worker_settings, shares[current_process().index])
     watch_for_end(tasks.slot)

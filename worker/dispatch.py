@@ -18,6 +18,7 @@ from dataclasses import asdict
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError
+from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
 
 from app.db.session import Database
@@ -45,6 +46,7 @@ from app.production import check_production
 from app.recipes.needs import DEVICE_KINDS, DeviceKind
 from app.settings import Settings, load_settings
 from app.storage import open_storage
+from app.tracing import continue_trace, start_tracing, stop_tracing, tracer
 from app.webhooks.addresses import Destinations
 from app.webhooks.deliveries import forget_deliveries
 from app.webhooks.sending import Sender
@@ -143,7 +145,13 @@ class Dispatcher:
         return relay_outbox(self._database, self._send) > 0
 
     def _send(self, hint: Hint) -> None:
-        self._publish(hint)
+        with tracer.start_as_current_span(
+            "publish hint",
+            context=continue_trace(hint.traceparent),
+            kind=SpanKind.PRODUCER,
+            attributes={"pare.job_id": hint.job_id, "pare.owner": hint.owner},
+        ):
+            self._publish(hint)
         _log.info("hint sent", job_id=hint.job_id, owner=hint.owner, request_id=hint.request_id)
 
     def _reap(self) -> bool:
@@ -239,6 +247,7 @@ def main() -> None:
     try:
         settings = load_settings()
         check_production(settings)
+        start_tracing("dispatcher")
     except PareError as error:
         print(f"error: {error.detail}\nfix: {error.fix}", file=sys.stderr)
         raise SystemExit(1) from None
@@ -253,6 +262,7 @@ def main() -> None:
     _log.info("dispatching", broker=settings.broker_url.rsplit("@", 1)[-1])
     dispatcher.run()
     database.dispose()
+    stop_tracing()
 
 
 if __name__ == "__main__":

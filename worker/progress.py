@@ -4,14 +4,26 @@ import math
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
 from app.recipes.plan import MAX_PROGRESS_LINE_BYTES, Progress
 
 _MAX_WAITING = 200
+_MAX_STAGES = 200
 READY = "ready"
 """The stage of the line that an engine prints before it is given a job."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an engine said it does, until it said that it does something else."""
+
+    name: str
+    step: int | None
+    began_at_ns: int
+    """When the first line about it came, in nanoseconds since 1970."""
 
 
 class ProgressInbox:
@@ -30,6 +42,8 @@ class ProgressInbox:
         self._fraction = 0.0
         self.last: Progress | None = None
         """The newest line."""
+        self.stages: list[Stage] = []
+        """In their order; the first ones, where an engine says endless ones."""
         self._checkpoint: Progress | None = None
         self._resumed: str | None = None
 
@@ -65,6 +79,10 @@ class ProgressInbox:
             if progress.checkpoint is not None:
                 self._checkpoint = progress
             self._resumed = progress.resumed or self._resumed
+            if len(self.stages) < _MAX_STAGES and (
+                self.last is None or (self.last.stage, self.last.step) != (progress.stage, progress.step)
+            ):
+                self.stages.append(Stage(progress.stage, progress.step, time.time_ns()))
             self.last = progress
             last = self._waiting[-1] if self._waiting else None
             if last is not None and (last.stage, last.step) == (progress.stage, progress.step):

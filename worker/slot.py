@@ -10,6 +10,7 @@ from typing import NoReturn
 from app.db.session import Database
 from app.settings import Settings
 from app.storage import open_storage
+from app.tracing import stop_tracing
 from worker.engine_process import EngineFactory
 from worker.presence import Presence, describe_worker, new_worker_id
 from worker.queues import name_queues
@@ -55,6 +56,7 @@ class Slot:
         self.workspace.remove()
         self.presence.end()
         self.supervisor.database.dispose()
+        stop_tracing()
 
 
 def open_slot(settings: Settings, worker: WorkerSettings, share: Share | None = None) -> Slot:

@@ -14,6 +14,7 @@ from worker.attempt import Attempt
 from worker.sandbox.isolation import Isolation
 from worker.settings import WorkerSettings
 from worker.standby import Standby
+from worker.tracing import trace_attempt
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +59,7 @@ class Supervisor:
             self.busy = False
 
     def _run(self, hint: str) -> bool:
-        claimed_at = time.monotonic()
+        claimed_at, claimed_at_ns = time.monotonic(), time.time_ns()
         with self.database.session() as session:
             held = claim_next(
                 session,
@@ -71,14 +72,15 @@ class Supervisor:
             _log.info("nothing to do", hint=hint)
             return False
         # Every line until the end of the attempt says which job it is about, whose it is and who asked for it.
-        with structlog.contextvars.bound_contextvars(
-            job_id=held.job_id,
-            owner=held.owner,
-            attempt=held.attempt,
-            epoch=held.epoch,
-            request_id=held.request_id,
-            worker_id=self.worker_id,
-        ):
+        ids = {
+            "job_id": held.job_id,
+            "owner": held.owner,
+            "attempt": held.attempt,
+            "epoch": held.epoch,
+            "request_id": held.request_id,
+            "worker_id": self.worker_id,
+        }
+        with structlog.contextvars.bound_contextvars(**ids), trace_attempt(held, claimed_at_ns):
             _log.info("claimed", hint=hint, action=held.action)
             Attempt(self, held, claimed_at).run()
         return True

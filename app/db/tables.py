@@ -104,6 +104,8 @@ class JobRow(Base):
     """The endpoint that the job named: it hears of the job whatever else it hears of."""
     request_id: Mapped[str | None] = mapped_column(String(64))
     """The request that submitted it, or the job that it is a part of: every line of a log about it names this id."""
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """The span of that request (W3C Trace Context); null where nothing is traced."""
     recipe: Mapped[JsonValue | None]
     """optimize: a Recipe. distill: a Distillation."""
     labels: Mapped[JsonValue]

@@ -16,6 +16,7 @@ from app.jobs.workers import require_isolation
 from app.logs import current_request_id
 from app.recipes.plan import EngineError
 from app.settings import Settings
+from app.tracing import current_traceparent
 
 CHECKING = "checking"
 READY = "ready"
@@ -58,10 +59,12 @@ def queue_job(
     part: str | None = None,
     webhook_id: str | None = None,
     request_id: str | None = None,
+    traceparent: str | None = None,
 ) -> JobRow:
     """Insert a waiting job with its first event and, where a worker is to take it, its hint.
 
-    Without `needs` any CPU worker will do; without `request_id` it is that of the request being answered.
+    Without `needs` any CPU worker will do; without `request_id` and `traceparent` they
+    are those of the request being answered.
     """
     needs = needs or derive_needs(None)
     job = JobRow(
@@ -72,6 +75,7 @@ def queue_job(
         part=part,
         webhook_id=webhook_id,
         request_id=request_id or current_request_id(),
+        traceparent=traceparent or current_traceparent(),
         model_id=model_id,
         dataset_id=dataset_id,
         evaluation_dataset_id=evaluation_dataset_id,

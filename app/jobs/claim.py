@@ -56,6 +56,8 @@ class Claim:
     """What earlier attempts left, newest first."""
     request_id: str | None = None
     """The request that submitted the job."""
+    traceparent: str | None = None
+    """The span of that request."""
 
     @property
     def is_last_attempt(self) -> bool:
@@ -126,6 +128,7 @@ def claim(session: Session, job_id: str, worker_id: str, lease_seconds: float) -
         deadline_seconds=job.deadline_seconds,
         checkpoints=list_checkpoints(session, job_id),
         request_id=job.request_id,
+        traceparent=job.traceparent,
     )
 
 

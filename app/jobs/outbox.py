@@ -31,6 +31,8 @@ class Hint:
     """The job's."""
     request_id: str | None
     """The request that submitted the job."""
+    traceparent: str | None
+    """The span of that request."""
 
 
 def enqueue(session: Session, job_id: str) -> None:
@@ -49,6 +51,7 @@ def take_outbox(session: Session, limit: int = 100) -> list[Hint]:
             JobRow.needs_device,
             JobRow.owner,
             JobRow.request_id,
+            JobRow.traceparent,
         )
         .join(JobRow, JobRow.id == OutboxRow.job_id)
         .order_by(JobRow.priority.desc(), OutboxRow.id)

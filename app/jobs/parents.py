@@ -143,6 +143,7 @@ def queue_part(session: Session, settings: Settings, parent: JobRow, new: NewPar
         "parent_id": parent.id,
         "part": new.name,
         "request_id": parent.request_id,
+        "traceparent": parent.traceparent,
     }
     if new.checks_result_of is not None:
         made = _make_model(session, parent, new.checks_result_of)

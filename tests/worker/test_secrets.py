@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import httpx2
 import pytest
 import torch
 
+from tests.otlp import Collector
 from tests.worker.conftest import wait_until
 from tests.worker.test_serve import START, find_service, read_url
 
@@ -27,6 +28,9 @@ MARKS = {
     "PGPASSWORD": "canary-of-the-database-900150983c",
 }
 """Variable of the service's environment -> a secret."""
+COLLECTOR_KEY = "canary-of-the-collector-8c6976e5b541"
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+"""The trace, and the span of the client's in it, that the submission belongs to."""
 
 
 @dataclass
@@ -47,6 +51,7 @@ class Run:
     upload_request: str
     job_request: str
     job_id: str
+    collector: Collector
     answers: list[bytes] = field(default_factory=list)
     engines: Sighting = field(default_factory=Sighting)
 
@@ -105,13 +110,21 @@ def look_at_engines(data_dir: Path, seen: Sighting) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A model is uploaded and optimized; with keys in force."""
-    folder = tmp_path_factory.mktemp("service")
+    """A model is uploaded and optimized; with keys in force, and a collector of traces."""
+    folder, collector = tmp_path_factory.mktemp("service"), Collector()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
-    environment = {**inherited, **MARKS, "PARE_AUTH": "keys", "PARE_DATA_DIR": str(folder / "data")}
-    with serve(environment, folder) as url:
+    environment = {
+        **inherited,
+        **MARKS,
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization={COLLECTOR_KEY}",
+        "PARE_AUTH": "keys",
+        "PARE_DATA_DIR": str(folder / "data"),
+    }
+    with closing(collector), serve(environment, folder) as url:
         token = make_key(environment)
-        run = Run(folder, token, f"{token[:-8]}00000000", "upload-0af7651916cd", "submit-8448eb211c80", "")
+        forged = f"{token[:-8]}00000000"
+        run = Run(folder, token, forged, "upload-0af7651916cd", "submit-8448eb211c80", "", collector)
         bearer = {"Authorization": f"Bearer {token}"}
         with httpx2.Client(base_url=url, headers=bearer, timeout=60, trust_env=False) as client:
             _use(client, run)
@@ -138,7 +151,8 @@ def _use(client: httpx2.Client, run: Run) -> None:
     model = ask("POST", "/v1/models", content=export_model(), headers={"X-Request-ID": run.upload_request}).json()
     assert wait_for(f"/v1/models/{model['id']}", "state", ("ready", "rejected")) == "ready"
     body = {"model_id": model["id"], "recipe": {"steps": [{"kind": "prune_magnitude"}]}}
-    job = run.job_id = ask("POST", "/v1/jobs", json=body, headers={"X-Request-ID": run.job_request}).json()["id"]
+    headers = {"X-Request-ID": run.job_request, "traceparent": f"00-{TRACE}-{CALLER}-01"}
+    job = run.job_id = ask("POST", "/v1/jobs", json=body, headers=headers).json()["id"]
     assert wait_for(f"/v1/jobs/{job}", "status", ("succeeded", "failed")) == "succeeded"
     for artifact in ask("GET", f"/v1/jobs/{job}/artifacts").json()["items"]:
         ask("GET", artifact["links"]["self"])
@@ -150,11 +164,12 @@ def _use(client: httpx2.Client, run: Run) -> None:
 
 @pytest.mark.slow
 def test_no_secret_reaches_a_log_an_answer_a_row_or_an_engine(run: Run) -> None:
-    secrets = {*MARKS.values(), run.token, run.token.split("_")[3], run.forged}
+    secrets = {*MARKS.values(), COLLECTOR_KEY, run.token, run.token.split("_")[3], run.forged}
     where: dict[str, bytes] = {str(path): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     where |= {str(path): content for path, content in run.engines.files.items()}
     where |= {f"environment {number}": content for number, content in enumerate(run.engines.environments)}
     where |= {f"answer {number}": content for number, content in enumerate(run.answers)}
+    where |= {f"spans {number}": content for number, content in enumerate(run.collector.bodies)}
     with sqlite3.connect(run.folder / "data" / "pare.sqlite3") as database:
         where["database"] = "\n".join(database.iterdump()).encode()
     database.close()
@@ -192,3 +207,36 @@ def test_the_check_of_an_upload_is_named_after_the_upload(run: Run) -> None:
     claimed = [line for line in run.lines("worker") if line.get("request_id") == run.upload_request]
     assert {line["action"] for line in claimed if line["event"] == "claimed"} == {"check_model"}
     assert {line["owner"] for line in claimed} == {"ann"}
+
+
+@pytest.mark.slow
+def test_one_trace_leads_from_the_request_to_the_steps_of_the_engine(run: Run) -> None:
+    assert run.collector.authorizations == {COLLECTOR_KEY}
+    spans = [span for span in run.collector.spans() if span.trace_id == TRACE]
+    by_id = {span.span_id: span for span in spans}
+
+    def name(span_id: str) -> str:
+        return "the client" if span_id == CALLER else by_id[span_id].name
+
+    found = {(span.service, span.name, name(span.parent_id)) for span in spans}
+    assert {
+        ("pare-api", "POST /v1/jobs", "the client"),
+        ("pare-dispatcher", "publish hint", "POST /v1/jobs"),
+        ("pare-worker", "attempt", "POST /v1/jobs"),
+        ("pare-worker", "claim", "attempt"),
+        ("pare-worker", "engine optimize", "attempt"),
+        ("pare-worker", "open_model", "engine optimize"),
+        ("pare-worker", "prune_magnitude", "engine optimize"),
+        ("pare-worker", "engine verify", "attempt"),
+    } <= found
+    for span in spans:
+        assert span.start_ns <= span.end_ns, span
+        if span.service == "pare-worker" and span.name != "attempt":
+            parent = by_id[span.parent_id]
+            assert parent.start_ns <= span.start_ns <= span.end_ns <= parent.end_ns, (span, parent)
+    (attempt,) = [span for span in spans if span.name == "attempt"]
+    assert attempt.attributes["pare.job_id"] == run.job_id
+    assert attempt.attributes["pare.request_id"] == run.job_request
+    assert attempt.attributes["pare.outcome"] == "succeeded"
+    assert {line["trace_id"] for line in run.lines("api") if line.get("request_id") == run.job_request} == {TRACE}
+    assert not [span for span in run.collector.spans() if "health" in span.name], "probes are not traced"
