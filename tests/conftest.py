@@ -10,6 +10,7 @@ import pytest
 from app.db.session import Database
 from app.settings import Settings
 from app.storage import Storage, open_storage
+from tests import canaries
 from tests.postgres import PostgresServer
 from tests.s3 import S3_CREDENTIALS, S3Server
 
@@ -21,6 +22,11 @@ LONG_FILES = (
     "engine/test_uploaded_formats.py", "engine/programs/test_onnx_import.py",
 )  # fmt: skip
 """These begin first: a file is one process's work, and the last to begin keeps the others waiting for its end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Plant secrets, and watch what becomes of them."""
+    config.pluginmanager.register(canaries)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

