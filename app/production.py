@@ -103,7 +103,7 @@ def _look_at_access(settings: Settings, environment: Mapping[str, str]) -> Itera
         yield Finding(
             "no_quota",
             "warning",
-            f"{' and '.join(unlimited)} set no limit: one owner can leave nothing for the others",
+            f"without {' and '.join(unlimited)} one owner can leave nothing for the others",
             "Set them, or give each owner limits with PUT /v1/owners/{owner}/quota.",
         )
     if os.geteuid() == 0:
