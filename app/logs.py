@@ -51,6 +51,7 @@ def configure_logs(process: str, level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.captureWarnings(True)
     # The frame around every request writes its own line.
     logging.getLogger("uvicorn.access").disabled = True
 

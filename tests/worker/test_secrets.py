@@ -59,9 +59,10 @@ class Run:
     engines: Sighting = field(default_factory=Sighting)
 
     def lines(self, process: str) -> list[dict[str, Any]]:
-        """Return what a process logged."""
+        """Return what a process logged; each line is an object, but for what Celery prints when it is told to stop."""
         log = self.folder / "data" / "logs" / f"{process}.log"
-        return [json.loads(line) for line in log.read_text().splitlines()]
+        lines = [line for line in log.read_text().splitlines() if line and not line.startswith("worker: ")]
+        return [json.loads(line) for line in lines]
 
 
 @contextmanager
