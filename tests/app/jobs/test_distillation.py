@@ -79,17 +79,6 @@ def test_the_stages_follow_each_other_and_the_result_compares_all_three(world: P
     assert "The teacher helped: accuracy +0.1000" in report
 
 
-def test_parts_carry_the_request_and_the_trace_of_their_parent(world: PipelineWorld) -> None:
-    parent = world.distill()
-    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    with world.database.session() as session:
-        session.execute(update(JobRow).where(JobRow.id == parent).values(request_id="submit-0001", traceparent=trace))
-    train_teacher(world, parent)
-    rows = [world.job(part.job_id) for part in world.parts(parent).values()]
-    carried = {(row.part, row.request_id, row.traceparent) for row in rows if row.part != "teacher"}
-    assert carried == {(name, "submit-0001", trace) for name in ("teacher_check", "student", "student_alone")}
-
-
 @pytest.mark.parametrize(
     ("quality", "words"), [(0.755, "No gain is proven"), (0.70, "The teacher did harm")], ids=["noise", "harm"]
 )
