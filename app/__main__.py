@@ -48,13 +48,12 @@ def main() -> None:
     serve(settings)
 
 
-def make_server(app: FastAPI, **changes: Any) -> Server:
-    """Return what serves the application, with the limits of real sockets; `changes` are uvicorn's options."""
-    service: Service = app.state.service
-    options: dict[str, Any] = {
+def serving_options(settings: Settings) -> dict[str, Any]:
+    """Return how uvicorn serves."""
+    return {
         "http": PatientProtocol,
-        "host": service.settings.host,
-        "port": service.settings.port,
+        "host": settings.host,
+        "port": settings.port,
         "log_config": None,
         "access_log": False,
         "server_header": False,
@@ -63,7 +62,12 @@ def make_server(app: FastAPI, **changes: Any) -> Server:
         "h11_max_incomplete_event_size": 32 * 1024,
         "ws": "none",
     }
-    return Server(uvicorn.Config(app, **options | changes), service)
+
+
+def make_server(app: FastAPI, **changes: Any) -> Server:
+    """Return what serves the application, with the limits of real sockets; `changes` are uvicorn's options."""
+    service: Service = app.state.service
+    return Server(uvicorn.Config(app, **serving_options(service.settings) | changes), service)
 
 
 def serve(settings: Settings) -> None:

@@ -15,6 +15,7 @@ bench() {
 }
 
 bench upload_memory.py --mebibytes 1024
+bench load --soak-minutes 10
 bench warm_start.py --jobs 15
 bench minilm_int8.py build "$work"
 bench minilm_int8.py measure "$work" --seconds 60

@@ -30,14 +30,15 @@ class Identity(TypedDict, total=False):
 class PostgresServer:
     """A PostgreSQL server of the test session on a unix socket; it ends with this process, however that ends."""
 
-    def __init__(self, directory: Path, *, durable: bool = False) -> None:
+    def __init__(self, directory: Path, *, durable: bool = False, as_installed: bool = False) -> None:
         self.directory = directory
         self.binaries, self._identity = _find_binaries(directory)
         data = str(directory / "data")
         self._run("initdb", "-D", data, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-sync")
         # The machine does not lose power in a test. Unless it is `durable`, the server is not killed either.
-        self._options = ["-c", "fsync=off"]
-        if not durable:
+        # `as_installed`, for benchmarks, leaves everything to the server's own defaults.
+        self._options = [] if as_installed else ["-c", "fsync=off"]
+        if not durable and not as_installed:
             self._options += ["-c", "full_page_writes=off", "-c", "synchronous_commit=off"]
         self._process: subprocess.Popen[bytes] | None = None
         self._template: str | None = None
