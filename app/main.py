@@ -34,6 +34,7 @@ from app.api import (
 )
 from app.api.authenticator import Authenticator
 from app.api.frame import FrameMiddleware
+from app.api.glances import Glances
 from app.api.guard import GuardMiddleware
 from app.api.idempotency import forget_expired
 from app.api.locality import LocalityMiddleware
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
         open_storage(settings.storage_url, settings.storage_reserve_bytes),
         Authenticator(settings, database),
         RequestLimiter(settings, database),
+        Glances(settings, database),
     )
 
     @asynccontextmanager
@@ -115,9 +117,10 @@ def create_app(settings: Settings | None = None, *, local_only: bool = False) ->
         app.add_middleware(LocalityMiddleware, host=settings.host)
     app.add_middleware(CorrelationIdMiddleware, validator=is_request_id)
     files = (models, datasets, resumable, artifacts)
-    work = (techniques, architectures, jobs, distillations, events, webhooks, workers)
+    work = (jobs, events, distillations, techniques, architectures, webhooks, workers)
     access = (keys, owners, audit, me)
-    for noun in (*files, *work, *access, health, prometheus):
+    # Looked through from the first to the last for each request: what is asked most often comes first.
+    for noun in (*work, *files, *access, health, prometheus):
         app.include_router(noun.router)
     return app
 

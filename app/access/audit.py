@@ -1,16 +1,18 @@
 """The record of what was done: who, with which key, what, to what, and how it ended. Rows are added, never changed."""
 
-from sqlalchemy import delete
+from sqlalchemy import delete, insert
 from sqlalchemy.orm import Session
 
 from app.db.access_tables import AuditRow
 from app.db.clock import db_now
+from app.db.tables import Base
 from app.ids import new_id
 
 SERVICE = "(service)"
 """Stands for the owner where the service's own command acted; no owner can have this name."""
 DAY_SECONDS = 24 * 3600.0
 MAX_TARGET = 200
+_ADD = insert(Base.metadata.tables["audit"]).values(created_at=db_now())
 
 
 def record_action(
@@ -25,20 +27,17 @@ def record_action(
     status: int | None = None,
 ) -> None:
     """Write down an action; `outcome` is done, refused or failed."""
-    session.add(
-        AuditRow(
-            id=new_id("aud"),
-            created_at=db_now(),
-            owner=owner,
-            key_id=key_id,
-            action=action,
-            target=target[:MAX_TARGET] if target is not None else None,
-            request_id=request_id,
-            status=status,
-            outcome=outcome,
-        )
-    )
-    session.flush()
+    row = {
+        "id": new_id("aud"),
+        "owner": owner,
+        "key_id": key_id,
+        "action": action,
+        "target": target[:MAX_TARGET] if target is not None else None,
+        "request_id": request_id,
+        "status": status,
+        "outcome": outcome,
+    }
+    session.execute(_ADD, row)
 
 
 def forget_actions(session: Session, older_than_days: float) -> None:

@@ -1,9 +1,9 @@
 """How much an owner may have: the settings' limits, and those that administrators gave an owner instead."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -40,10 +40,22 @@ def read_overrides(session: Session, owner: str) -> Limits:
     return Limits(**{name: getattr(row, name) for name in NAMES}) if row is not None else Limits()
 
 
+def list_overrides(session: Session) -> dict[str, Limits]:
+    """Return what administrators gave, by owner; owners without are left out."""
+    columns = [getattr(OwnerRow, name) for name in NAMES]
+    query = select(OwnerRow.name, *columns).where(or_(*(column.is_not(None) for column in columns)))
+    return {owner: Limits(*values) for owner, *values in session.execute(query)}
+
+
+def merge_limits(defaults: Limits, overrides: Limits) -> Limits:
+    """Return the limits that are in force."""
+    given = {name: value for name, value in asdict(overrides).items() if value is not None}
+    return replace(defaults, **given)
+
+
 def read_limits(session: Session, settings: Settings, owner: str) -> Limits:
     """Return the limits that are in force for an owner."""
-    given = {name: value for name, value in asdict(read_overrides(session, owner)).items() if value is not None}
-    return Limits(**{**asdict(default_limits(settings)), **given})
+    return merge_limits(default_limits(settings), read_overrides(session, owner))
 
 
 def read_running_limits(session: Session, default: int | None, owners: Iterable[str]) -> dict[str, int]:
@@ -79,5 +91,8 @@ def lock_owner(session: Session, owner: str) -> None:
     Whoever checks a limit and then uses it up holds this lock, so of two at once one sees what the other did. On SQLite
     one transaction writes at a time anyway.
     """
-    know_owner(session, owner)
-    session.execute(select(OwnerRow.name).where(OwnerRow.name == owner).with_for_update())
+    query = select(OwnerRow).where(OwnerRow.name == owner).with_for_update()
+    query = query.execution_options(populate_existing=True)
+    if session.scalar(query) is None:
+        know_owner(session, owner)
+        session.scalars(query).one()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
@@ -118,6 +118,7 @@ class DistillationView(View):
     },
 )
 def post_distillation(
+    request: Request,
     service: Parts,
     owner: Owner,
     body: DistillationRequest,
@@ -138,6 +139,8 @@ def post_distillation(
             )
         return JSONResponse(_estimate(body.distillation).model_dump(mode="json"))
 
+    glance = service.glances.look(owner)
+
     def submit(session: Session) -> JobView:
         job = submit_distillation(
             session,
@@ -150,14 +153,15 @@ def post_distillation(
             deadline_seconds=body.deadline_seconds,
             webhook_id=body.webhook_id,
         )
-        return describe_one(session, service, job)
+        return describe_one(session, glance, job)
 
     return submit_once(
         service,
+        request,
         owner=owner,
         route="POST /v1/distillations",
         header=idempotency_key,
-        request=body,
+        body=body,
         work=submit,
     )
 
@@ -165,11 +169,12 @@ def post_distillation(
 @router.get("/{job_id}", operation_id="get_distillation", responses=problems(404))
 def show_distillation(service: Parts, owner: Owner, job_id: JobId) -> DistillationView:
     """Show a distillation with its stages and trials as they are now."""
+    glance = service.glances.look(owner)
     with service.database.read() as session:
         job = get_job(session, owner, job_id)
         if job.action != "distill":
             raise NotFound(f"job {job_id} is no distillation", fix=f"Look at it with GET /v1/jobs/{job_id}.")
-        return _describe(job, describe_one(session, service, job), read_parts(session, job_id))
+        return _describe(job, describe_one(session, glance, job), read_parts(session, job_id))
 
 
 def _describe(job: JobRow, view: JobView, parts: dict[str, Part]) -> DistillationView:

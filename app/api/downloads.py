@@ -1,17 +1,20 @@
 """Immutable bytes over HTTP (RFC 9110): strong ETag, conditions, one range, digest (RFC 9530)."""
 
+import asyncio
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from app.api.frame import HEAD_ONLY
 from app.errors import PreconditionFailed, RangeNotSatisfiable
 from app.storage import Section
+from app.storage.base import CHUNK_BYTES
 
 RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.ASCII | re.IGNORECASE)
 ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -72,7 +75,9 @@ def answer_content(request: Request, section: Section, content: Content, redirec
         chunks = section.open(content.sha256, start, end)
     else:
         chunks = begin(section.read(content.sha256, content.size_bytes))
-    return StreamingResponse(chunks, status, headers, media_type=content.media_type)
+    if end - start <= CHUNK_BYTES:
+        return Response(b"".join(chunks), status, headers, media_type=content.media_type)
+    return StreamingResponse(_read_ahead(chunks), status, headers, media_type=content.media_type)
 
 
 def parse_range(header: str, size_bytes: int) -> tuple[int, int] | None:
@@ -99,6 +104,17 @@ def begin(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Have the first chunk before the answer begins: a small file that is damaged is a problem, not half an answer."""
     first = next(chunks, b"")
     return chain([first], chunks) if first else chunks
+
+
+async def _read_ahead(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks; the next is read, and hashed, while one is sent."""
+    ahead = asyncio.ensure_future(run_in_threadpool(next, chunks, b""))
+    try:
+        while chunk := await ahead:
+            ahead = asyncio.ensure_future(run_in_threadpool(next, chunks, b""))
+            yield chunk
+    finally:
+        await asyncio.gather(ahead, return_exceptions=True)  # its thread uses the file
 
 
 def _matches(header: str, etag: str, *, weak: bool) -> bool:

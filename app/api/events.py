@@ -12,7 +12,7 @@ from app.api.jobs import JobId
 from app.api.openapi import problems
 from app.api.owner import Owner
 from app.api.service import Parts
-from app.api.views import View
+from app.api.views import View, answer_view
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
@@ -70,7 +70,7 @@ def list_job_events(
     last_event_id: Annotated[
         str | None, Header(alias="Last-Event-ID", description="Resume a stream after this event.")
     ] = None,
-) -> Response | EventPageView:
+) -> Response:
     """List what happened to a job, or follow it as server-sent events."""
     if STREAM in request.headers.get("accept", ""):
         page = read_events(service, owner, job_id, 0, 1)
@@ -86,7 +86,7 @@ def list_job_events(
     items = [
         EventView(seq=event.seq, kind=event.kind, created_at=event.created_at, data=event.data) for event in page.events
     ]
-    return EventPageView(items=items, last_seq=page.last_seq, finished=page.terminal)
+    return answer_view(EventPageView(items=items, last_seq=page.last_seq, finished=page.terminal))
 
 
 def _parse_event_id(text: str, last_seq: int) -> int:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Annotated, Any
 
-from fastapi import Header, Response
+from fastapi import Header, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.api.recorder import RECORDED, record_done
 from app.api.service import Service
 from app.api.views import View
 from app.db.clock import db_now
@@ -79,9 +80,19 @@ def _canonical(body: BaseModel) -> str:
 
 
 def submit_once(
-    service: Service, *, owner: str, route: str, header: str | None, request: BaseModel, work: Callable[[Session], View]
+    service: Service,
+    request: Request,
+    *,
+    owner: str,
+    route: str,
+    header: str | None,
+    body: BaseModel,
+    work: Callable[[Session], View],
 ) -> Response:
-    """Make a new thing and answer 202 with its view and place; with a key, once for each key of the owner and route."""
+    """Make a new thing and answer 202 with its view and place; with a key, once for each key of the owner and route.
+
+    The audit log has it from the same transaction.
+    """
     key = parse_key(header) if header is not None else None
 
     with service.database.session() as session:
@@ -92,8 +103,11 @@ def submit_once(
         if key is None:
             answer = Answer(*do(), replayed=False)
         else:
-            answer = answer_once(session, owner=owner, route=route, key=key, request=_canonical(request), work=do)
-    headers = {"Location": json.loads(answer.body)["links"]["self"]}
+            answer = answer_once(session, owner=owner, route=route, key=key, request=_canonical(body), work=do)
+        place = str(json.loads(answer.body)["links"]["self"])
+        record_done(session, request.scope, answer.status, place.rpartition("/")[2])
+    request.scope[RECORDED] = True
+    headers = {"Location": place}
     if answer.replayed:
         headers["Idempotency-Replayed"] = "true"
     return Response(answer.body, answer.status, headers, media_type="application/json")

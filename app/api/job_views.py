@@ -1,7 +1,9 @@
 """What the user sees of a job."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal
 
 from app.api.views import ErrorView, View
@@ -168,6 +170,12 @@ def describe_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> WaitView | N
     return WaitView(reason=wait.reason, detail=wait.detail, fix=wait.fix) if wait is not None else None
 
 
+@lru_cache(maxsize=1000)
+def _read_recipe(text: str) -> Recipe:
+    """Return a stored recipe with all its defaults. The same ones are asked for again and again, and never change."""
+    return Recipe.model_validate(json.loads(text))
+
+
 def describe_job(
     row: JobRow,
     workers: Sequence[WorkerRow],
@@ -195,7 +203,7 @@ def describe_job(
             "error": row.error,
             "verdict": row.verdict,
             "isolation": row.isolation,
-            "recipe": row.recipe if row.action == "optimize" else None,
+            "recipe": _read_recipe(json.dumps(row.recipe)) if row.action == "optimize" else None,
             "parent_id": row.parent_id,
             "webhook_id": row.webhook_id,
             "labels": row.labels,

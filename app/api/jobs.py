@@ -7,29 +7,28 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic.config import JsonDict
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from app.api.cursors import Cursor, Limit, read_page
 from app.api.downloads import begin
 from app.api.frame import HEAD_ONLY
+from app.api.glances import Glance
 from app.api.idempotency import REPLAYED, IdempotencyKey, submit_once
 from app.api.job_views import JobPage, JobView, NeedsView, WaitView, describe_job, describe_needs, describe_wait
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
 from app.api.service import Parts, Service
-from app.api.views import View
+from app.api.views import View, answer_view
 from app.db.tables import JobRow, LogRow
 from app.errors import Conflict, NotFound
 from app.jobs import (
     State,
     cancel_job,
-    count_ahead,
     delete_bytes,
     delete_job,
     derive_needs,
     find_newest,
     get_job,
-    list_workers,
     name_parts,
     retry_job,
     submit_job,
@@ -122,6 +121,7 @@ class DryRunView(View):
     },
 )
 def post_job(
+    request: Request,
     service: Parts,
     owner: Owner,
     body: JobRequest,
@@ -131,6 +131,8 @@ def post_job(
     """Submit a job. It is durable when this answers, and starts as soon as a worker is free."""
     if dry_run:
         return JSONResponse(_try(service, owner, body).model_dump(mode="json"))
+
+    glance = service.glances.look(owner)
 
     def submit(session: Session) -> JobView:
         job = submit_job(
@@ -144,20 +146,24 @@ def post_job(
             deadline_seconds=body.deadline_seconds,
             needs=body.needs,
             webhook_id=body.webhook_id,
+            workers=glance.workers,
+            has_room=glance.has_room(owner),
         )
-        return describe_one(session, service, job)
+        glance.places.add(job)
+        return describe_one(session, glance, job)
 
     return submit_once(
         service,
+        request,
         owner=owner,
         route="POST /v1/jobs",
         header=idempotency_key,
-        request=body,
+        body=body,
         work=submit,
     )
 
 
-@router.get("", operation_id="list_jobs", responses=problems(400, 422))
+@router.get("", operation_id="list_jobs", response_model=JobPage, responses=problems(400, 422))
 def list_jobs(
     service: Parts,
     owner: Owner,
@@ -168,32 +174,35 @@ def list_jobs(
         str | None,
         Query(pattern=r"^job_[a-z0-9]{26}$", description="The parts of this job; without it, no parts."),
     ] = None,
-) -> JobPage:
+) -> Response:
     """List jobs, newest first."""
+    workers = service.glances.look(owner).workers
     # A comparison with None is IS NULL.
-    query = select(JobRow).where(JobRow.action.not_in(CHECKS), JobRow.parent_id == parent_id)
+    query = select(JobRow).options(defer(JobRow.metrics))
+    query = query.where(JobRow.action.not_in(CHECKS), JobRow.parent_id == parent_id)
     if status is not None:
         query = query.where(JobRow.state == status)
     with service.database.read() as session:
         rows, next_cursor = read_page(session, JobRow, owner, cursor, limit, query)
-        workers = list_workers(session, service.settings.worker_seen_seconds)
-        newest = find_newest(session, [row.id for row in rows])
-        items = [describe_job(row, workers, checkpoint=newest.get(row.id)) for row in rows]
-        return JobPage(items=items, next_cursor=next_cursor)
+        newest = find_newest(session, rows)
+    items = [describe_job(row, workers, checkpoint=newest.get(row.id)) for row in rows]
+    return answer_view(JobPage(items=items, next_cursor=next_cursor))
 
 
-@router.get("/{job_id}", operation_id="get_job", responses=problems(404))
-def show_job(service: Parts, owner: Owner, job_id: JobId) -> JobView:
+@router.get("/{job_id}", operation_id="get_job", response_model=JobView, responses=problems(404))
+def show_job(service: Parts, owner: Owner, job_id: JobId) -> Response:
     """Show one job as it is now."""
+    glance = service.glances.look(owner)
     with service.database.read() as session:
-        return describe_one(session, service, get_job(session, owner, job_id))
+        return answer_view(describe_one(session, glance, get_job(session, owner, job_id)))
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", status_code=202, responses=problems(404, 409))
 def post_cancel(service: Parts, owner: Owner, job_id: JobId) -> JobView:
     """Cancel a job: a waiting one at once, a running one as soon as its processes have ended."""
+    glance = service.glances.look(owner)
     with service.database.session() as session:
-        return describe_one(session, service, cancel_job(session, owner, job_id))
+        return describe_one(session, glance, cancel_job(session, owner, job_id))
 
 
 @router.post("/{job_id}/retry", operation_id="retry_job", status_code=202, responses=problems(404, 409, 422))
@@ -204,8 +213,11 @@ def post_retry(
     fresh: Annotated[bool, Query(description="Start from the beginning, not from the last checkpoint.")] = False,
 ) -> JobView:
     """Queue a failed or cancelled job again, with a fresh set of attempts; it goes on from its last checkpoint."""
+    glance = service.glances.look(owner)
     with service.database.session() as session:
-        job = describe_one(session, service, retry_job(session, service.settings, owner, job_id, fresh=fresh))
+        row = retry_job(session, service.settings, owner, job_id, fresh=fresh)
+        glance.places.add(row)
+        job = describe_one(session, glance, row)
         forgotten = [job_id, *name_parts(session, job_id)] if fresh else []
     for each in forgotten:
         delete_bytes(service.storage, each)
@@ -283,23 +295,22 @@ def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
             deadline_seconds=body.deadline_seconds,
             webhook_id=body.webhook_id,
         )
-        needs = derive_needs(body.recipe, body.needs)
-        workers = list_workers(session, service.settings.worker_seen_seconds)
-        return DryRunView(
-            valid=True,
-            formats=list(body.recipe.formats),
-            form=body.recipe.form.value,
-            deadline_seconds=body.deadline_seconds or service.settings.default_deadline_seconds,
-            num_jobs_ahead=count_ahead(session, needs.device, body.priority, owner),
-            needs=describe_needs(needs),
-            waiting=describe_wait(needs, workers),
-        )
+    needs = derive_needs(body.recipe, body.needs)
+    glance = service.glances.look(owner)
+    return DryRunView(
+        valid=True,
+        formats=list(body.recipe.formats),
+        form=body.recipe.form.value,
+        deadline_seconds=body.deadline_seconds or service.settings.default_deadline_seconds,
+        num_jobs_ahead=glance.places.count_ahead(needs.device, body.priority, owner),
+        needs=describe_needs(needs),
+        waiting=describe_wait(needs, glance.workers),
+    )
 
 
-def describe_one(session: Session, service: Service, job: JobRow) -> JobView:
+def describe_one(session: Session, glance: Glance, job: JobRow) -> JobView:
     """Return the view of one job, with its place in the queue and its newest checkpoint."""
     num_jobs_ahead = None
     if State(job.state) is State.QUEUED:
-        num_jobs_ahead = count_ahead(session, job.needs_device, job.priority, job.owner, job)
-    workers = list_workers(session, service.settings.worker_seen_seconds)
-    return describe_job(job, workers, num_jobs_ahead, find_newest(session, [job.id]).get(job.id))
+        num_jobs_ahead = glance.places.count_ahead(job.needs_device, job.priority, job.owner, job.id)
+    return describe_job(job, glance.workers, num_jobs_ahead, find_newest(session, [job]).get(job.id))

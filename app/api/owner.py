@@ -10,15 +10,15 @@ CALLER = "pare.caller"
 """In the scope of every request that got past the guard."""
 
 
-def current_caller(request: Request) -> Caller:
+async def current_caller(request: Request) -> Caller:
     """Return who sends this request."""
     caller: Caller = request.scope[CALLER]
     return caller
 
 
-def current_owner(request: Request) -> str:
+async def current_owner(request: Request) -> str:
     """Return the owner whose things this request may see and change."""
-    return current_caller(request).owner
+    return (await current_caller(request)).owner
 
 
 CurrentCaller = Annotated[Caller, Depends(current_caller)]

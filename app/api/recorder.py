@@ -1,14 +1,17 @@
 """Writes the audit log: every request that would change something and whose caller is known, whatever came of it."""
 
 import re
+from typing import Any
 
 import structlog
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from app.access.audit import record_action
 from app.access.keys import Caller
+from app.api.owner import CALLER
 from app.db.session import Database
 from app.errors import PareError
 from app.logs import current_request_id
@@ -16,6 +19,8 @@ from app.logs import current_request_id
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 TOO_MANY = 429
 """Requests that came too fast changed nothing, and would fill the log."""
+RECORDED = "pare.recorded"
+"""In the scope of a request that is in the audit log already."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 log = structlog.get_logger(__name__)
@@ -29,24 +34,33 @@ class Recorder:
 
     async def record(self, caller: Caller, scope: Scope, status: int, headers: Headers) -> None:
         """Write down how a request is answered, before it is; where that fails, the process's log has it instead."""
-        if scope["method"] in READING or status == TOO_MANY:
+        if scope["method"] in READING or status == TOO_MANY or scope.get(RECORDED):
             return
-        entry = {
-            "owner": caller.owner,
-            "key_id": caller.key_id,
-            "action": getattr(scope.get("route"), "operation_id", None) or scope["method"],
-            "target": _name_target(scope, headers),
-            "request_id": current_request_id(),
-            "outcome": "done" if status < 400 else "refused" if status < 500 else "failed",
-        }
+        entry = _describe(caller, scope, status, _name_target(scope, headers))
         try:
             await run_in_threadpool(self._write, status, entry)
         except PareError as error:
             log.error("an action is in this log alone", status=status, error=type(error).__name__, **entry)
 
-    def _write(self, status: int, entry: dict[str, str]) -> None:
+    def _write(self, status: int, entry: dict[str, Any]) -> None:
         with self._database.session() as session:
             record_action(session, status=status, **entry)
+
+
+def record_done(session: Session, scope: Scope, status: int, target: str) -> None:
+    """Write down a request in the transaction that does what it asks; `scope[RECORDED]` is for whoever commits it."""
+    record_action(session, status=status, **_describe(scope[CALLER], scope, status, target))
+
+
+def _describe(caller: Caller, scope: Scope, status: int, target: str) -> dict[str, Any]:
+    return {
+        "owner": caller.owner,
+        "key_id": caller.key_id,
+        "action": getattr(scope.get("route"), "operation_id", None) or scope["method"],
+        "target": target,
+        "request_id": current_request_id(),
+        "outcome": "done" if status < 400 else "refused" if status < 500 else "failed",
+    }
 
 
 def _name_target(scope: Scope, headers: Headers) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.authenticator import Authenticator
+from app.api.glances import Glances
 from app.api.measures import Measures
 from app.api.probes import Probes
 from app.api.request_limiter import RequestLimiter
@@ -24,6 +25,7 @@ class Service:
     storage: Storage
     authenticator: Authenticator
     limiter: RequestLimiter
+    glances: Glances
     probes: Probes = field(default_factory=Probes)
     """Looks at the parts for health."""
     measures: Measures = field(default_factory=Measures)
@@ -32,8 +34,8 @@ class Service:
     """Set when the process was told to stop: open event streams end, so that they do not hold it."""
 
 
-def get_service(request: Request) -> Service:
-    """Return the service that `create_app` wired."""
+async def get_service(request: Request) -> Service:
+    """Return the service that `create_app` wired. Async, as everything that only looks: no thread is needed for it."""
     service: Service = request.app.state.service
     return service
 

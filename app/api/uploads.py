@@ -3,6 +3,7 @@
 A file is the body of the request, or it was sent before, part by part (app/api/resumable.py), and the body names it.
 """
 
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -132,17 +133,26 @@ async def receive_blob(request: Request, section: Section, max_bytes: int) -> Bl
 async def _receive(request: Request, writer: BlobWriter, max_bytes: int) -> int:
     num_bytes = 0
     waiting = bytearray()
-    async for chunk in request.stream():
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise TooLarge(f"the body has more than {max_bytes} bytes")
-        waiting += chunk
-        if len(waiting) >= CHUNK_BYTES:
-            # Disk and hash work in a thread: other requests go on meanwhile, and the sender waits.
-            await run_in_threadpool(writer.write, bytes(waiting))
-            waiting.clear()
-    if waiting:
-        await run_in_threadpool(writer.write, bytes(waiting))
+    # Disk and hash work in a thread. Meanwhile the next chunk comes; when that is complete too, the sender waits.
+    writing: asyncio.Future[None] | None = None
+    try:
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise TooLarge(f"the body has more than {max_bytes} bytes")
+            waiting += chunk
+            if len(waiting) >= CHUNK_BYTES:
+                if writing is not None:
+                    await writing
+                writing = asyncio.ensure_future(run_in_threadpool(writer.write, waiting))
+                waiting = bytearray()
+        if writing is not None:
+            await writing
+        if waiting:
+            await run_in_threadpool(writer.write, waiting)
+    finally:
+        if writing is not None:
+            await asyncio.gather(writing, return_exceptions=True)  # nobody takes the file away under it
     return num_bytes
 
 

@@ -1,5 +1,6 @@
 """What answers share. Answers have no optional fields: every field is always there, null where there is nothing."""
 
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,6 +8,11 @@ class View(BaseModel):
     """Part of an answer."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid", frozen=True)
+
+
+def answer_view(view: View) -> Response:
+    """Return the answer 200. FastAPI would make the same of the view, but check it first, in another thread."""
+    return Response(view.model_dump_json(), media_type="application/json")
 
 
 class ErrorView(View):

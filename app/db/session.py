@@ -1,5 +1,6 @@
 """The connection to the database: one transaction per `with`, the same promises on SQLite and PostgreSQL."""
 
+import select
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -12,18 +13,22 @@ from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
     InternalError,
+    InvalidatePoolError,
     OperationalError,
     ProgrammingError,
     TimeoutError,
 )
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from app.db import migrate
 from app.errors import ConfigurationError, ReducedCapacity, SchemaMissing, StorageFull, Unavailable
 
 READ_ONLY = "pare_read_only"
 _IDLE_TOO_LONG = "25P03"
+_IDLE_SINCE = "pare_idle_since"
+_SILENT_SECONDS = 30.0
+"""A connection that was idle for longer is asked whether the server is there."""
 MIGRATION_LOCK_TIMEOUT_SECONDS = 60.0
 IDLE_SECONDS = 15.0
 """A transaction in which nothing is asked for this long is ended by PostgreSQL: its process hangs, or its machine is
@@ -116,12 +121,13 @@ def _make_engine(
     if dialect == "postgresql":
         limits = {"lock_timeout": lock_timeout_seconds, "idle_in_transaction_session_timeout": idle_seconds}
         options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()]
-        return create_engine(
+        engine = create_engine(
             parsed.set(drivername="postgresql+psycopg"),
-            pool_pre_ping=True,
             connect_args={"connect_timeout": 5, "options": " ".join([*options, "-c timezone=UTC"])},
             **pool,
         )
+        _check_connections(engine)
+        return engine
     if dialect == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
             raise ConfigurationError("database_url 'sqlite://' lives in one process only; name a file: sqlite:////path")
@@ -129,6 +135,29 @@ def _make_engine(
         _prepare_sqlite(engine, foreign_keys, lock_timeout_seconds)
         return engine
     raise ConfigurationError(f"database_url begins with {parsed.drivername!r}; Pare works on sqlite and postgresql")
+
+
+def _check_connections(engine: Engine) -> None:
+    """Have no connection handed out that the server has ended: what comes on an idle one is its last word.
+
+    SQLAlchemy's own `pool_pre_ping` asks the server each time, which costs as much as a small query; here only a
+    connection that was idle for long is asked, because what became of it may never have arrived.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def note(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[_IDLE_SINCE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def check(connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+        now = time.monotonic()
+        poll = select.poll()
+        try:
+            poll.register(connection, select.POLLIN)
+            if poll.poll(0) or now - record.info.get(_IDLE_SINCE, now) > _SILENT_SECONDS:
+                engine.dialect.do_ping(connection)
+        except (engine.dialect.loaded_dbapi.Error, OSError, ValueError) as error:
+            raise InvalidatePoolError from error
 
 
 def _use_write_ahead_log(connection: sqlite3.Connection, lock_timeout_seconds: float) -> None:

@@ -17,9 +17,10 @@ from app.jobs.finish import confirm_cancelled, fail, release, succeed
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
 from app.jobs.naming import name_for_logs
 from app.jobs.needs import Capacity, JobNeeds, capacity_of, derive_needs, needs_of
-from app.jobs.order import count_ahead, find_saturated
+from app.jobs.order import find_saturated
 from app.jobs.outbox import Hint, count_waiting, mark_sent, relay_outbox, sweep_unpublished, take_outbox
 from app.jobs.parents import name_parts
+from app.jobs.places import Places
 from app.jobs.quotas import measure_usage
 from app.jobs.reap import reap_expired
 from app.jobs.retention import forget_files
@@ -45,6 +46,7 @@ __all__ = [
     "Hint",
     "JobNeeds",
     "Place",
+    "Places",
     "State",
     "StoredCheckpoint",
     "StoredFile",
@@ -58,7 +60,6 @@ __all__ = [
     "claim",
     "claim_next",
     "confirm_cancelled",
-    "count_ahead",
     "count_running",
     "count_waiting",
     "delete_bytes",

@@ -13,10 +13,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
-from app.db.tables import CheckpointRow
+from app.db.tables import CheckpointRow, JobRow
 from app.errors import PareError
 from app.jobs.events import change_with_event
-from app.jobs.lifecycle import held
+from app.jobs.lifecycle import State, held
 from app.storage import Blob, Storage, checkpoint_storage
 
 NUM_KEPT = 2
@@ -91,11 +91,15 @@ def list_checkpoints(session: Session, job_id: str) -> tuple[StoredCheckpoint, .
     )
 
 
-def find_newest(session: Session, job_ids: Iterable[str]) -> dict[str, CheckpointRow]:
+def find_newest(session: Session, jobs: Iterable[JobRow]) -> dict[str, CheckpointRow]:
     """Return the newest checkpoint of each of these jobs that has one."""
+    # None before the first attempt, and none after a success: most jobs need no look.
+    job_ids = [job.id for job in jobs if job.attempt and job.state != State.SUCCEEDED]
+    if not job_ids:
+        return {}
     newest = (
         select(CheckpointRow.job_id, func.max(CheckpointRow.seq).label("seq"))
-        .where(CheckpointRow.job_id.in_(list(job_ids)))
+        .where(CheckpointRow.job_id.in_(job_ids))
         .group_by(CheckpointRow.job_id)
         .subquery()
     )

@@ -1,7 +1,7 @@
 """What a user does to a job that exists: look, cancel, retry, delete."""
 
-from sqlalchemy import delete, null, select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, delete, null, select
+from sqlalchemy.orm import Session, defer
 
 from app.db.clock import db_now
 from app.db.tables import JobRow, ModelRow
@@ -26,15 +26,19 @@ from app.recipes.pipelines import Distillation
 from app.recipes.recipe import Recipe
 from app.settings import Settings
 
+# Made once: to build a query takes longer than to ask it.
+_GET = (
+    select(JobRow)
+    .options(defer(JobRow.metrics))  # hundreds of layers, which few of the callers want
+    .where(JobRow.id == bindparam("job_id"), JobRow.owner == bindparam("owner"), JobRow.action.not_in(CHECKS))
+    .execution_options(populate_existing=True)
+)
+_LOCK = _GET.with_for_update()
+
 
 def get_job(session: Session, owner: str, job_id: str, *, for_update: bool = False) -> JobRow:
     """Return a job of this owner, checks aside. `for_update` locks it until the transaction ends."""
-    query = (
-        select(JobRow)
-        .where(JobRow.id == job_id, JobRow.owner == owner, JobRow.action.not_in(CHECKS))
-        .execution_options(populate_existing=True)
-    )
-    job = session.scalar(query.with_for_update() if for_update else query)
+    job = session.scalar(_LOCK if for_update else _GET, {"job_id": job_id, "owner": owner})
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     return job

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from app.db.tables import EventRow, JobRow
@@ -41,7 +41,14 @@ def change_with_event(
     return job
 
 
+_LIST = (
+    select(EventRow)
+    .where(EventRow.job_id == bindparam("job_id"), EventRow.seq > bindparam("after"))
+    .order_by(EventRow.seq)
+    .limit(bindparam("limit"))
+)
+
+
 def list_events(session: Session, job_id: str, after: int = 0, limit: int = 200) -> list[EventRow]:
     """Return the events numbered above `after`, in order."""
-    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after).order_by(EventRow.seq).limit(limit)
-    return list(session.scalars(query))
+    return list(session.scalars(_LIST, {"job_id": job_id, "after": after, "limit": limit}))

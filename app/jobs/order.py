@@ -1,17 +1,15 @@
-"""The order of waiting jobs: by priority, then fair between owners, then by age. The claim and the position share it.
+"""The order of waiting jobs: by priority, then fair between owners, then by age. app/jobs/places.py foretells it.
 
 Fair means: first the owner of whom the fewest jobs run, and of several such the one whose last turn is longest ago.
 The check of an upload has a priority above every job's.
 """
 
-import heapq
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
-from sqlalchemy import ColumnElement, Select, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
@@ -27,8 +25,6 @@ _TURN_LOCK = 0x7475726E
 """Any number will do that no other advisory lock has."""
 _TURN_MILLISECONDS = 3000
 _LOCK_NOT_AVAILABLE = "55P03"
-_SIMULATED = 1e12
-"""Later than every real turn, in seconds since 1970."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,6 +45,8 @@ class Running:
     all: Counter[str]
     jobs: Counter[str]
     """Without checks of uploads."""
+    parents: Counter[str]
+    """Those made of others, which run on no worker and count as waiting."""
 
 
 def can_run(capacity: Capacity, device: DeviceKind) -> Conditions:
@@ -71,7 +69,7 @@ def pick_next(session: Session, capacity: Capacity, max_running: int | None = No
     every query ends at its first row.
     """
     kinds = [can_run(capacity, device) for device in capacity.accepts]
-    running = _count_running(session)
+    running = count_running_by_owner(session)
     while True:
         priorities = [_find_top_priority(session, conditions) for conditions in kinds]
         highest = max((priority for priority in priorities if priority is not None), default=None)
@@ -85,7 +83,7 @@ def pick_next(session: Session, capacity: Capacity, max_running: int | None = No
         turns = {owner: at for conditions in groups for owner, at in _find_owners(session, conditions)}
         limits = read_running_limits(session, max_running, turns) if highest != CHECK_PRIORITY else {}
         free = [owner for owner in turns if owner not in limits or running.jobs[owner] < limits[owner]]
-        standings = {owner: Standing(running.all[owner], _seconds(turns[owner])) for owner in free}
+        standings = {owner: Standing(running.all[owner], seconds_of(turns[owner])) for owner in free}
         for owner in sorted(standings, key=lambda name: _key(standings[name], name)):
             if owner in limits and not _may_run_more(session, owner, limits[owner]):
                 continue
@@ -101,7 +99,7 @@ def pick_next(session: Session, capacity: Capacity, max_running: int | None = No
 
 def find_saturated(session: Session, max_running: int | None) -> list[str]:
     """Return the owners of whom as many jobs run as may."""
-    jobs = _count_running(session).jobs
+    jobs = count_running_by_owner(session).jobs
     limits = read_running_limits(session, max_running, jobs)
     return sorted(owner for owner, limit in limits.items() if jobs[owner] >= limit)
 
@@ -124,57 +122,6 @@ def take_turn(session: Session) -> None:
         _log.warning("another claim takes long", waited_milliseconds=_TURN_MILLISECONDS)
 
 
-def count_ahead(session: Session, device: DeviceKind, priority: int, owner: str, job: JobRow | None = None) -> int:
-    """Return how many waiting jobs of the same device kind start before a job, if none that runs ends meanwhile.
-
-    `job` None stands for one that would be submitted now.
-    """
-    waiting = (JobRow.state == State.QUEUED, JobRow.needs_device == device)
-    counted = (
-        select(JobRow.priority, JobRow.owner, func.count(), _last_turn(JobRow.owner).scalar_subquery())
-        .where(*waiting, JobRow.priority >= priority)
-        .group_by(JobRow.priority, JobRow.owner)
-    )
-    levels: dict[int, dict[str, int]] = {priority: {}}
-    turns: dict[str, datetime | None] = {}
-    for level, name, number, turns[name] in session.execute(counted):
-        levels.setdefault(level, {})[name] = number
-    if owner not in turns:
-        turns[owner] = session.scalar(_last_turn(owner))
-    older = levels[priority].get(owner, 0)
-    if job is not None:
-        before = tuple_(JobRow.created_at, JobRow.id) < tuple_(job.created_at, job.id)
-        mine = (*waiting, JobRow.priority == priority, JobRow.owner == owner, before)
-        older = session.scalar(select(func.count()).where(*mine)) or 0
-    levels[priority] = {**levels[priority], owner: older + 1}
-    running = _count_running(session).all
-    standings = {name: Standing(running[name], _seconds(at)) for name, at in turns.items()}
-    return count_turns(levels, standings, owner)
-
-
-def count_turns(levels: Mapping[int, Mapping[str, int]], standings: Mapping[str, Standing], owner: str) -> int:
-    """Return how many jobs are claimed before the last of `owner` at the lowest of the priorities.
-
-    `levels` has, for each priority, how many jobs of each owner wait; `standings` has every owner in it.
-    """
-    now = dict(standings)
-    lowest, num_claimed = min(levels), 0
-    for priority in sorted(levels, reverse=True):
-        left = Counter(levels[priority])
-        heap = [_key(now[name], name) for name in left if left[name]]
-        heapq.heapify(heap)
-        while heap:
-            name = heapq.heappop(heap)[2]
-            left[name] -= 1
-            if priority == lowest and name == owner and not left[name]:
-                return num_claimed
-            num_claimed += 1
-            now[name] = Standing(now[name].num_running + 1, _SIMULATED + num_claimed)
-            if left[name]:
-                heapq.heappush(heap, _key(now[name], name))
-    raise AssertionError("the owner has a job at the lowest priority")
-
-
 def _key(standing: Standing, owner: str) -> tuple[int, float, str]:
     return standing.num_running, standing.last_turn, owner
 
@@ -189,7 +136,7 @@ def _find_owners(session: Session, conditions: Conditions) -> list[tuple[str, da
     owners = select(ordered.scalar_subquery().label("owner")).cte("waiting_owners", recursive=True)
     following = ordered.where(JobRow.owner > owners.c.owner).scalar_subquery()
     owners = owners.union_all(select(following).where(owners.c.owner.is_not(None)))
-    found = select(owners.c.owner, _last_turn(owners.c.owner).scalar_subquery()).where(owners.c.owner.is_not(None))
+    found = select(owners.c.owner, last_turn(owners.c.owner).scalar_subquery()).where(owners.c.owner.is_not(None))
     return [(owner, at) for owner, at in session.execute(found)]
 
 
@@ -206,7 +153,7 @@ def _find_oldest(session: Session, conditions: Conditions) -> tuple[datetime, st
     return (found[0], found[1]) if found is not None else None
 
 
-def _last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> Select[datetime | None]:
+def last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> Select[datetime | None]:
     """Return the query for when a job of an owner was last claimed."""
     earlier = aliased(JobRow)
     return (
@@ -217,11 +164,17 @@ def _last_turn(owner: ColumnElement[str] | InstrumentedAttribute[str] | str) -> 
     )
 
 
-def _count_running(session: Session, owner: str | None = None) -> Running:
-    # A parent runs on no worker; its parts do, and count.
-    query = select(JobRow.owner, JobRow.action).where(JobRow.state.in_(OWNED), JobRow.action.not_in(MADE_OF_PARTS))
+def count_running_by_owner(session: Session, owner: str | None = None) -> Running:
+    """Return how many jobs run, of everybody or of one owner."""
+    query = select(JobRow.owner, JobRow.action).where(JobRow.state.in_(OWNED))
     rows = session.execute(query if owner is None else query.where(JobRow.owner == owner)).all()
-    return Running(Counter(name for name, _ in rows), Counter(name for name, action in rows if action not in CHECKS))
+    # A parent runs on no worker; its parts do, and count.
+    working = [(name, action) for name, action in rows if action not in MADE_OF_PARTS]
+    return Running(
+        all=Counter(name for name, _ in working),
+        jobs=Counter(name for name, action in working if action not in CHECKS),
+        parents=Counter(name for name, action in rows if action in MADE_OF_PARTS),
+    )
 
 
 def _may_run_more(session: Session, owner: str, limit: int) -> bool:
@@ -232,8 +185,9 @@ def _may_run_more(session: Session, owner: str, limit: int) -> bool:
     if session.get_bind().dialect.name != "postgresql":
         return True
     lock_owner(session, owner)
-    return _count_running(session, owner).jobs[owner] < limit
+    return count_running_by_owner(session, owner).jobs[owner] < limit
 
 
-def _seconds(at: datetime | None) -> float:
+def seconds_of(at: datetime | None) -> float:
+    """Return a turn in seconds since 1970; 0: there was none."""
     return at.timestamp() if at is not None else 0.0

@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, exists, func, or_, select, update
+from sqlalchemy import delete, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.session import Database
-from app.db.tables import JobRow, OutboxRow
+from app.db.tables import Base, JobRow, OutboxRow
 from app.jobs.lifecycle import State
 from app.recipes.needs import DeviceKind
 
@@ -35,9 +35,12 @@ class Hint:
     """The span of that request."""
 
 
+_ADD = insert(Base.metadata.tables["outbox"]).values(created_at=db_now())
+
+
 def enqueue(session: Session, job_id: str) -> None:
     """Write a hint in the transaction that makes the job wait; the caller sets `published_at`."""
-    session.add(OutboxRow(job_id=job_id, created_at=db_now()))
+    session.execute(_ADD, {"job_id": job_id})
 
 
 def take_outbox(session: Session, limit: int = 100) -> list[Hint]:

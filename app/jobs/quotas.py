@@ -59,7 +59,7 @@ def count_queued(session: Session, owner: str) -> int:
     waiting = select(func.count()).select_from(JobRow).where(*mine, JobRow.state == State.QUEUED)
     parents = select(func.count()).select_from(JobRow)
     parents = parents.where(*mine, JobRow.state.in_(OWNED), JobRow.action.in_(MADE_OF_PARTS))
-    return (session.scalar(waiting) or 0) + (session.scalar(parents) or 0)
+    return session.scalar(select(waiting.scalar_subquery() + parents.scalar_subquery())) or 0
 
 
 def require_room_for_job(session: Session, settings: Settings, owner: str) -> None:

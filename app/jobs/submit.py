@@ -1,11 +1,12 @@
 """A job is accepted only when the facts of its model and data say that it can run."""
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, select
+from sqlalchemy.orm import Session, defer
 
-from app.db.tables import DatasetRow, JobRow, ModelRow
+from app.db.tables import DatasetRow, JobRow, ModelRow, WorkerRow
 from app.errors import Conflict, InvalidRequest, NotReady, Problem
 from app.jobs.bindings import point
 from app.jobs.checks import CHECKING, REJECTED, queue_job
@@ -13,7 +14,7 @@ from app.jobs.needs import derive_needs
 from app.jobs.quotas import require_room_for_job
 from app.jobs.teachers import STEPS, find_teacher_problems, list_teachers
 from app.jobs.validate import find_problems
-from app.jobs.workers import require_isolation
+from app.jobs.workers import list_workers, require_isolation
 from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.needs import Needs
 from app.recipes.recipe import Recipe
@@ -21,6 +22,21 @@ from app.settings import Settings
 from app.webhooks.endpoints import has_endpoint
 
 Upload = TypeVar("Upload", ModelRow, DatasetRow)
+_FACTS: dict[str, ModelFacts] = {}
+"""Of the models that jobs were submitted for, by id."""
+_MAX_FACTS = 100
+
+
+def _make_query(table: type[ModelRow] | type[DatasetRow], lock: bool) -> Any:
+    query = select(table).where(table.id == bindparam("upload_id"), table.owner == bindparam("owner"))
+    if table is ModelRow:
+        query = query.options(defer(ModelRow.facts))
+        query = query.where(ModelRow.made_by.is_(None))  # such a model goes with its job
+    return (query.with_for_update(read=True) if lock else query).execution_options(populate_existing=True)
+
+
+_FIND = {(table, lock): _make_query(table, lock) for table in (ModelRow, DatasetRow) for lock in (False, True)}
+"""Made once: to build a query takes longer than to ask it."""
 
 
 def submit_job(
@@ -35,13 +51,17 @@ def submit_job(
     deadline_seconds: int | None,
     needs: Needs | None = None,
     webhook_id: str | None = None,
+    workers: Sequence[WorkerRow] | None = None,
+    has_room: bool = False,
 ) -> JobRow:
     """Queue a job, or raise InvalidRequest with every problem, or NotReady while an upload is still checked.
 
-    Raises QuotaExceeded where the owner has as many jobs waiting as it may.
+    Raises QuotaExceeded where the owner has as many jobs waiting as it may. The caller may know already which workers
+    there are, and that the owner is far from its limits (`has_room`).
     """
-    require_isolation(session, settings.worker_seen_seconds)
-    require_room_for_job(session, settings, owner)
+    require_isolation(list_workers(session, settings.worker_seen_seconds) if workers is None else workers)
+    if not has_room:
+        require_room_for_job(session, settings, owner)
     validate_submission(
         session,
         settings,
@@ -116,10 +136,10 @@ def validate_submission(
     for row in (model, *datasets.values(), *teachers.values()):
         assert row is not None
         _require_ready(row)
-    model_facts = ModelFacts.model_validate(model.facts)
+    model_facts = _read_facts(session, model)
     facts = {field: DatasetFacts.model_validate(row.facts) for field, row in datasets.items() if row}
     problems = find_problems(recipe, model_facts, facts.get("dataset_id"), facts.get("evaluation_dataset_id"))
-    taught_by = {teacher_id: ModelFacts.model_validate(row.facts) for teacher_id, row in teachers.items()}
+    taught_by = {teacher_id: _read_facts(session, row) for teacher_id, row in teachers.items()}
     problems += find_teacher_problems(recipe, model_facts, taught_by)
     if problems:
         raise InvalidRequest(problems)
@@ -139,8 +159,17 @@ def _require_ready(row: ModelRow | DatasetRow) -> None:
         )
 
 
+def _read_facts(session: Session, model: ModelRow) -> ModelFacts:
+    """Return the facts of a model that is ready: they never change, and are long."""
+    facts = _FACTS.get(model.id)
+    if facts is None:
+        facts = ModelFacts.model_validate(session.scalar(select(ModelRow.facts).where(ModelRow.id == model.id)))
+        if len(_FACTS) >= _MAX_FACTS:
+            _FACTS.pop(next(iter(_FACTS)), None)
+        _FACTS[model.id] = facts
+    return facts
+
+
 def _find(session: Session, table: type[Upload], upload_id: str, owner: str, lock: bool) -> Upload | None:
-    query = select(table).where(table.id == upload_id, table.owner == owner).execution_options(populate_existing=True)
-    if table is ModelRow:
-        query = query.where(ModelRow.made_by.is_(None))  # such a model goes with its job
-    return session.scalar(query.with_for_update(read=True) if lock else query)
+    found: Upload | None = session.scalar(_FIND[table, lock], {"upload_id": upload_id, "owner": owner})
+    return found

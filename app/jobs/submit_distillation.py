@@ -11,7 +11,7 @@ from app.jobs.checks import queue_job
 from app.jobs.parents import start_parent
 from app.jobs.quotas import require_room_for_job
 from app.jobs.submit import validate_submission
-from app.jobs.workers import require_isolation
+from app.jobs.workers import list_workers, require_isolation
 from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.pipelines import Distillation
 from app.recipes.recipe import Recipe
@@ -34,7 +34,7 @@ def submit_distillation(
     webhook_id: str | None = None,
 ) -> JobRow:
     """Start a distillation, or raise InvalidRequest with every problem, or NotReady while an upload is checked."""
-    require_isolation(session, settings.worker_seen_seconds)
+    require_isolation(list_workers(session, settings.worker_seen_seconds))
     require_room_for_job(session, settings, owner)
     validate_distillation(
         session,

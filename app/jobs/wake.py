@@ -40,7 +40,6 @@ def wake_workers(
             for _ in range(missing):
                 enqueue(session, job_id)
             woken.append(job_id)
-    session.flush()
     return woken
 
 

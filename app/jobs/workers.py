@@ -1,6 +1,7 @@
 """The workers that are there, and what each can do."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, select, update
@@ -50,9 +51,8 @@ def count_running(session: Session) -> Counter[str]:
     return Counter(worker_id for worker_id in owned if worker_id is not None)
 
 
-def require_isolation(session: Session, seen_within_seconds: float) -> None:
+def require_isolation(workers: Sequence[WorkerRow]) -> None:
     """Raise IsolationMissing where workers are there and all of them refuse; with none there yet, work may wait."""
-    workers = list_workers(session, seen_within_seconds)
     if workers and not any(accepts_jobs(worker) for worker in workers):
         raise IsolationMissing
 

@@ -35,7 +35,7 @@ class StoredBlob(Blob):
 class BlobWriter(Protocol):
     """Bytes on their way in: hashed as they come, invisible until `commit`. Leaving a `with` without it aborts."""
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append; raises StorageFull where there is no space."""
 
     def commit(self, sha256: str | None = None) -> Blob:

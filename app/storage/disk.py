@@ -26,7 +26,7 @@ def translated() -> Iterator[None]:
         raise Unavailable(f"storage does not work ({error.strerror})") from error
 
 
-def write_all(file: BinaryIO, data: bytes | memoryview, reserve_bytes: int = 0) -> None:
+def write_all(file: BinaryIO, data: bytes | bytearray | memoryview, reserve_bytes: int = 0) -> None:
     """Write all of it, unless less than the reserve would stay free: the disk is full before it is full to the brim.
 
     What may go on with the reserve: the database in which deletes and cancels are written.

@@ -239,7 +239,7 @@ class ObjectWriter:
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append; raises StorageFull where there is no space."""
         with translated():
             write_all(self._file, data, self._reserve_bytes)

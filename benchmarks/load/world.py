@@ -96,7 +96,7 @@ class World:
         kept = [job_id for owner in self.owners for job_id in owner.waiting_ids]
         with self.database.session() as session:
             session.execute(text("CREATE TEMPORARY TABLE kept (id varchar PRIMARY KEY) ON COMMIT DROP"))
-            session.execute(text("INSERT INTO kept SELECT unnest(:ids)"), {"ids": kept})
+            session.execute(text("INSERT INTO kept SELECT unnest(CAST(:ids AS varchar[]))"), {"ids": kept})
             submitted = select(JobRow.id).where(JobRow.state == "queued", text("id NOT IN (SELECT id FROM kept)"))
             session.execute(delete(JobRow).where(JobRow.id.in_(submitted)).execution_options(synchronize_session=False))
         with self.database.session() as session:

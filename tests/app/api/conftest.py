@@ -22,6 +22,13 @@ LIMIT_BYTES = 3 * 1024 * 1024
 """Of models and datasets in these tests: more than one chunk of storage."""
 
 
+@pytest.fixture(autouse=True)
+def look_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every answer tell of the queue as it is now; tests change it behind the API's back."""
+    monkeypatch.setattr("app.api.glances.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("app.api.glances.COST_FACTOR", 0.0)
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"max_model_bytes": LIMIT_BYTES, "max_dataset_bytes": LIMIT_BYTES})

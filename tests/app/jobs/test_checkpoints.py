@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import select
 
 from app import jobs
-from app.db.tables import CheckpointRow
+from app.db.tables import CheckpointRow, JobRow
 from app.jobs import Place, StoredCheckpoint
 from app.recipes.plan import ArtifactFile, EngineResult
 from app.storage import Blob
@@ -113,7 +113,7 @@ def test_of_several_jobs_each_has_its_newest(world: World) -> None:
         record(world, claim.job_id, claim.epoch, number + 4)
 
     with world.database.read() as session:
-        newest = jobs.find_newest(session, [claim.job_id for claim in claims])
+        newest = jobs.find_newest(session, [session.get_one(JobRow, claim.job_id) for claim in claims])
 
     assert {job_id: row.size_bytes for job_id, row in newest.items()} == {
         claims[0].job_id: 5,

@@ -17,6 +17,7 @@ from app.db.tables import EventRow, JobRow
 from app.errors import Unavailable
 from app.jobs import Capacity, Claim, JobNeeds
 from app.jobs.checks import queue_job
+from app.jobs.places import know_standing, read_places
 from tests.app.jobs.world import REFUSAL, World
 
 CPU = Capacity(("cpu",), memory_bytes=8, num_threads=4)
@@ -51,8 +52,7 @@ def take_ids(world: World, capacity: Capacity = CPU) -> list[str]:
 def count_ahead(world: World, job_id: str) -> int:
     with world.database.read() as session:
         job = session.get_one(JobRow, job_id)
-        device = jobs.needs_of(job).device
-        return jobs.count_ahead(session, device, job.priority, job.owner, job)
+        return read_places(session).count_ahead(job.needs_device, job.priority, job.owner, job_id)
 
 
 def test_the_oldest_job_of_the_highest_priority_is_taken(world: World) -> None:
@@ -158,10 +158,12 @@ def test_a_new_job_would_stand_behind_the_older_ones_of_its_owner(world: World) 
     for number in range(3):
         queue(world, owner="ann", age=number)
     with world.database.read() as session:
-        assert jobs.count_ahead(session, "cpu", 0, "ann") == 3
-        assert jobs.count_ahead(session, "cpu", 0, "bob") == 1  # after one of ann's: their turns are equally old
-        assert jobs.count_ahead(session, "cpu", 1, "ann") == 0
-        assert jobs.count_ahead(session, "gpu", 0, "ann") == 0
+        places = read_places(session)
+        know_standing(session, places, "bob")
+    assert places.count_ahead("cpu", 0, "ann") == 3
+    assert places.count_ahead("cpu", 0, "bob") == 1  # after one of ann's: their turns are equally old
+    assert places.count_ahead("cpu", 1, "ann") == 0
+    assert places.count_ahead("gpu", 0, "ann") == 0
 
 
 def _claim_all(url: str, worker_id: str, barrier: Barrier, results: "Queue[list[str]]") -> None:
