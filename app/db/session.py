@@ -56,7 +56,19 @@ class Database:
             max_overflow=0,
             pool_timeout=pool_timeout_seconds,
         )
-        self._reading = self.engine.execution_options(**{READ_ONLY: True, "postgresql_readonly": True})
+        if self.dialect == "sqlite":
+            self.reader = self.engine.execution_options(**{READ_ONLY: True})
+        else:
+            # Each statement sees what is committed when it begins, in a transaction or not: so none is begun and ended,
+            # which would take as long as a small query does. These connections can change nothing.
+            self.reader = _make_engine(
+                url,
+                lock_timeout_seconds,
+                read_only=True,
+                pool_size=num_connections,
+                max_overflow=0,
+                pool_timeout=pool_timeout_seconds,
+            )
 
     @property
     def dialect(self) -> str:
@@ -71,8 +83,8 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One reading transaction; on SQLite it never waits for a writer."""
-        with _translated(), Session(self._reading, expire_on_commit=False) as session, session.begin():
+        """Only reading; on SQLite it never waits for a writer, and sees one state of the database."""
+        with _translated(), Session(self.reader, expire_on_commit=False) as session, session.begin():
             yield session
 
     def ping(self) -> None:
@@ -98,6 +110,7 @@ class Database:
     def dispose(self) -> None:
         """Close all pooled connections."""
         self.engine.dispose()
+        self.reader.dispose()
 
     @contextmanager
     def _migrating(self) -> Iterator[Connection]:
@@ -109,7 +122,13 @@ class Database:
 
 
 def _make_engine(
-    url: str, lock_timeout_seconds: float, *, idle_seconds: float = 0, foreign_keys: bool = True, **pool: Any
+    url: str,
+    lock_timeout_seconds: float,
+    *,
+    idle_seconds: float = 0,
+    foreign_keys: bool = True,
+    read_only: bool = False,
+    **pool: Any,
 ) -> Engine:
     try:
         parsed = make_url(url)
@@ -121,6 +140,9 @@ def _make_engine(
     if dialect == "postgresql":
         limits = {"lock_timeout": lock_timeout_seconds, "idle_in_transaction_session_timeout": idle_seconds}
         options = [f"-c {name}={int(seconds * 1000)}" for name, seconds in limits.items()]
+        if read_only:
+            options.append("-c default_transaction_read_only=on")
+            pool["isolation_level"] = "AUTOCOMMIT"
         engine = create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             connect_args={"connect_timeout": 5, "options": " ".join([*options, "-c timezone=UTC"])},

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Sample:
     num_files: int
 
 
-def soak(world: World, clients: list[Executor], minutes: float) -> None:
+def soak(world: World, clients: Sequence[Executor], minutes: float) -> None:
     """Let clients send every kind of request in turn for so many minutes, sample, and print."""
     cases = [case for case in make_cases(world, 2) if case.versus]
     assert world.api.process is not None

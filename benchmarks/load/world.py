@@ -255,8 +255,10 @@ def finish_one(session: Session, settings: Settings, owner: str, model_id: str, 
 def describe_model() -> ModelFacts:
     """Return facts as large as those of a ResNet-20: 43 layers, ten techniques."""
     names = [f"stage{number // 14}.block{number % 14 // 5}.layer{number % 5}" for number in range(NUM_LAYERS)]
-    kinds = ("prune_magnitude", "prune_n_m", "prune_wanda", "prune_structured", "factorize_low_rank", "share_weights")
-    kinds += ("quantize_int8", "quantize_int4", "quantize_float", "quantize_mixed")
+    kinds = (
+        "prune_magnitude", "prune_n_m", "prune_wanda", "prune_structured", "factorize_low_rank", "share_weights",
+        "quantize_int8", "quantize_int4", "quantize_float", "quantize_mixed",
+    )  # fmt: skip
     return ModelFacts(
         inputs=(TensorFacts(name="x", dtype="float32", shape=("batch", 3, 32, 32)),),
         outputs=(TensorFacts(name="logits", dtype="float32", shape=("batch", 10)),),
