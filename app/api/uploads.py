@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.access.keys import Caller, require_live
-from app.api.owner import current_caller
+from app.api.owner import caller_of
 from app.api.service import Service
 from app.db.tables import DatasetRow, ModelRow
 from app.errors import Conflict, InvalidRequest, PareError, Problem, TooLarge, UnsupportedFormat
@@ -77,7 +77,7 @@ async def take_file(
 
     Whether the caller may is looked up again at the end, in the transaction that adds it: uploads take long.
     """
-    caller = current_caller(request)
+    caller = caller_of(request)
     if request.headers.get("content-type", "").lower().startswith("application/json"):
         completion = await _read_completion(request, service.settings.max_body_bytes)
         return await run_in_threadpool(_complete, service, caller, completion, max_bytes, table, add)
