@@ -4,7 +4,9 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
+
+from sqlalchemy import Row
 
 from app.api.views import ErrorView, View
 from app.db.tables import CheckpointRow, JobRow, WorkerRow
@@ -177,7 +179,7 @@ def _read_recipe(text: str) -> Recipe:
 
 
 def describe_job(
-    row: JobRow,
+    row: JobRow | Row[Any],
     workers: Sequence[WorkerRow],
     num_jobs_ahead: int | None = None,
     checkpoint: CheckpointRow | None = None,

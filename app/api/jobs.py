@@ -1,12 +1,12 @@
 """Jobs: submit, look, cancel, retry, delete, numbers and logs."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from pydantic.config import JsonDict
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.orm import Session, defer
 
 from app.api.cursors import Cursor, Limit, read_page
@@ -31,6 +31,7 @@ from app.jobs import (
     get_job,
     name_parts,
     retry_job,
+    show_job,
     submit_job,
     validate_submission,
 )
@@ -190,11 +191,11 @@ def list_jobs(
 
 
 @router.get("/{job_id}", operation_id="get_job", response_model=JobView, responses=problems(404))
-def show_job(service: Parts, owner: Owner, job_id: JobId) -> Response:
+def get_one(service: Parts, owner: Owner, job_id: JobId) -> Response:
     """Show one job as it is now."""
     glance = service.glances.look(owner)
     with service.database.read() as session:
-        return answer_view(describe_one(session, glance, get_job(session, owner, job_id)))
+        return answer_view(describe_one(session, glance, show_job(session, owner, job_id)))
 
 
 @router.post("/{job_id}/cancel", operation_id="cancel_job", status_code=202, responses=problems(404, 409))
@@ -308,7 +309,7 @@ def _try(service: Service, owner: str, body: JobRequest) -> DryRunView:
     )
 
 
-def describe_one(session: Session, glance: Glance, job: JobRow) -> JobView:
+def describe_one(session: Session, glance: Glance, job: JobRow | Row[Any]) -> JobView:
     """Return the view of one job, with its place in the queue and its newest checkpoint."""
     num_jobs_ahead = None
     if State(job.state) is State.QUEUED:

@@ -56,6 +56,7 @@ class Database:
             max_overflow=0,
             pool_timeout=pool_timeout_seconds,
         )
+        self.reader: Engine
         if self.dialect == "sqlite":
             self.reader = self.engine.execution_options(**{READ_ONLY: True})
         else:

@@ -11,7 +11,7 @@ from app.jobs.checkpoints import (
 )
 from app.jobs.checks import queue_check
 from app.jobs.claim import Claim, StoredFile, claim, claim_next, heartbeat, record_progress
-from app.jobs.control import cancel_job, delete_job, get_job, retry_job
+from app.jobs.control import cancel_job, delete_job, get_job, retry_job, show_job
 from app.jobs.events import append_event, list_events
 from app.jobs.finish import confirm_cancelled, fail, release, succeed
 from app.jobs.lifecycle import MOVES, OWNED, TERMINAL, State, check_move
@@ -91,6 +91,7 @@ __all__ = [
     "release",
     "remove_worker",
     "retry_job",
+    "show_job",
     "submit_job",
     "succeed",
     "sweep_unpublished",

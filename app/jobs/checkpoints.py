@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Row, delete, func, select
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
@@ -91,7 +91,7 @@ def list_checkpoints(session: Session, job_id: str) -> tuple[StoredCheckpoint, .
     )
 
 
-def find_newest(session: Session, jobs: Iterable[JobRow]) -> dict[str, CheckpointRow]:
+def find_newest(session: Session, jobs: Iterable[JobRow | Row[Any]]) -> dict[str, CheckpointRow]:
     """Return the newest checkpoint of each of these jobs that has one."""
     # None before the first attempt, and none after a success: most jobs need no look.
     job_ids = [job.id for job in jobs if job.attempt and job.state != State.SUCCEEDED]

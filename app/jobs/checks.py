@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from sqlalchemy import bindparam, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import insert, update
+from sqlalchemy.orm import Session, make_transient_to_detached
 
 from app.db.clock import db_now
 from app.db.tables import Base, DatasetRow, JobRow, ModelRow
@@ -21,17 +21,11 @@ from app.tracing import current_traceparent
 CHECKING = "checking"
 READY = "ready"
 REJECTED = "rejected"
-_GIVEN = (
-    "id", "owner", "action", "parent_id", "part", "webhook_id", "request_id", "traceparent", "model_id", "dataset_id",
-    "evaluation_dataset_id", "recipe", "labels", "priority", "deadline_seconds", "needs_device", "needs_num_devices", "needs_memory_bytes",
-    "needs_num_threads", "state", "attempt", "max_attempts", "epoch", "progress", "isolation", "last_seq",
-)  # fmt: skip
-_ADD = select(JobRow).from_statement(
-    insert(Base.metadata.tables["jobs"])
-    .values(created_at=db_now(), published_at=db_now(), **{name: bindparam(name) for name in _GIVEN})
-    .returning(JobRow)
-)
+_TABLE = Base.metadata.tables["jobs"]
+_TIMES = ("created_at", "published_at")
+_ADD = insert(_TABLE).values({name: db_now() for name in _TIMES}).returning(*(_TABLE.c[name] for name in _TIMES))
 """Made once, and past the ORM's unit of work: this is what a submission waits for."""
+_EMPTY = dict.fromkeys(_TABLE.c.keys())
 
 
 def queue_check(
@@ -106,7 +100,11 @@ def queue_job(
         "isolation": [],
         "last_seq": 1,
     }
-    job: JobRow = session.scalars(_ADD, row).one()
+    created_at, published_at = session.execute(_ADD, row).one()
+    # What was written is known, and need not be read.
+    job = JobRow(**_EMPTY | row | {"created_at": created_at, "published_at": published_at})
+    make_transient_to_detached(job)
+    session.add(job)
     write_event(session, job, "state", describe_state(State.QUEUED, 0, None))
     if action not in MADE_OF_PARTS:
         enqueue(session, job.id)

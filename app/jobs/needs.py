@@ -1,6 +1,9 @@
 """What a job needs, what a worker has for one job, and what of it is missing."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
 
 from app.db.tables import JobRow, WorkerRow
 from app.recipes.needs import DeviceKind, Needs
@@ -73,7 +76,7 @@ def derive_needs(recipe: Recipe | None, asked: Needs | None = None) -> JobNeeds:
     )
 
 
-def needs_of(job: JobRow) -> JobNeeds:
+def needs_of(job: JobRow | Row[Any]) -> JobNeeds:
     """Return what a job needs."""
     return JobNeeds(job.needs_device, job.needs_num_devices, job.needs_memory_bytes, job.needs_num_threads)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import bindparam, select
-from sqlalchemy.orm import Session, defer
+from sqlalchemy.orm import Session, load_only
 
 from app.db.tables import DatasetRow, JobRow, ModelRow, WorkerRow
 from app.errors import Conflict, InvalidRequest, NotReady, Problem
@@ -30,7 +30,7 @@ _MAX_FACTS = 100
 def _make_query(table: type[ModelRow] | type[DatasetRow], lock: bool) -> Any:
     query = select(table).where(table.id == bindparam("upload_id"), table.owner == bindparam("owner"))
     if table is ModelRow:
-        query = query.options(defer(ModelRow.facts))
+        query = query.options(load_only(ModelRow.state, ModelRow.error))
         query = query.where(ModelRow.made_by.is_(None))  # such a model goes with its job
     return (query.with_for_update(read=True) if lock else query).execution_options(populate_existing=True)
 

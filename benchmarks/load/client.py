@@ -40,6 +40,8 @@ class Outcome:
     """What came of a plan after a warm-up."""
 
     seconds: float
+    num_sent: int = 0
+    """Requests of the warm-up included."""
     milliseconds: list[float] = field(default_factory=list)
     """From the first byte of a request to the last of its answer."""
 
@@ -64,11 +66,15 @@ def drive(plan: Plan) -> Outcome:
     """Carry out a plan; raises where an answer is not right."""
     outcome = Outcome(plan.seconds)
     errors: list[BaseException] = []
+    lock = threading.Lock()
     begin = time.perf_counter() + WARM_UP_SECONDS
 
     def work(requests: tuple[bytes, ...]) -> None:
         try:
-            outcome.milliseconds.extend(_drive_one(plan, requests, begin))
+            num_sent, taken = _drive_one(plan, requests, begin)
+            with lock:
+                outcome.num_sent += num_sent
+                outcome.milliseconds += taken
         except BaseException as error:
             errors.append(error)
 
@@ -82,8 +88,8 @@ def drive(plan: Plan) -> Outcome:
     return outcome
 
 
-def _drive_one(plan: Plan, requests: tuple[bytes, ...], begin: float) -> list[float]:
-    taken: list[float] = []
+def _drive_one(plan: Plan, requests: tuple[bytes, ...], begin: float) -> tuple[int, list[float]]:
+    num_sent, taken = 0, list[float]()
     end = begin + plan.seconds
     order = cycle(requests)
     with socket.create_connection(("127.0.0.1", plan.port), timeout=60) as connection:
@@ -93,13 +99,14 @@ def _drive_one(plan: Plan, requests: tuple[bytes, ...], begin: float) -> list[fl
             connection.sendall(request.replace(FRESH, uuid4().hex.encode()))
             status, body = read_answer(connection)
             finished = time.perf_counter()
+            num_sent += 1
             if status != plan.status:
                 raise AssertionError(f"{request.partition(b' HTTP')[0]!r} was answered {status}: {body[:500]!r}")
             if begin <= finished < end:
                 taken.append((finished - started) * 1000)
             if plan.pace_per_second is not None:
                 time.sleep(max(0.0, 1 / plan.pace_per_second - (finished - started)))
-    return taken
+    return num_sent, taken
 
 
 def read_answer(connection: socket.socket) -> tuple[int, bytes]:

@@ -31,11 +31,18 @@ class Rate:
 
     case: Case
     outcomes: list[Outcome] = field(default_factory=list)
+    processor_seconds: float = 0.0
+    """Of the process that answers."""
+    dispatcher_seconds: float = 0.0
 
     @property
     def per_second(self) -> float:
         """The median round."""
         return statistics.median(outcome.per_second for outcome in self.outcomes)
+
+    def processor_milliseconds(self, seconds: float) -> float:
+        """Return what a request took of a processor time of all rounds."""
+        return 1000 * seconds / sum(outcome.num_sent for outcome in self.outcomes)
 
     def quantile(self, share: float) -> float:
         """Return a quantile of all times, in milliseconds."""
@@ -97,8 +104,13 @@ def measure(world: World, clients: Executor, cases: Sequence[Case], num_rounds: 
     for number in range(num_rounds):
         for case in cases if number % 2 == 0 else reversed(cases):
             plan = Plan(world.ports[case.server], case.requests, case.status, seconds)
-            rates[case.name].outcomes.append(clients.submit(drive, plan).result())
+            rate = rates[case.name]
+            before = world.read_processor_seconds(case.server), world.read_processor_seconds("dispatch")
+            rate.outcomes.append(clients.submit(drive, plan).result())
+            rate.processor_seconds += world.read_processor_seconds(case.server) - before[0]
             if case.status == 202:
+                world.wait_until_relayed()
+                rate.dispatcher_seconds += world.read_processor_seconds("dispatch") - before[1]
                 world.forget_submitted()
     return rates
 
@@ -110,10 +122,8 @@ def describe_ratio(ratios: Sequence[float]) -> str:
 
 def print_rates(rates: dict[str, Rate]) -> None:
     """Print the table."""
-    print(
-        "| request | per second | ratio to bare (of rounds: median, least-most) | target | p50 ms | p95 ms | p99 ms |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    print("| request | per second | ratio to bare (of rounds: median, least-most) | target | processor ms |", end="")
+    print(" p50 ms | p95 ms | p99 ms |\n|---|---|---|---|---|---|---|---|")
     for name, rate in rates.items():
         ratio = target = ""
         if rate.case.versus:
@@ -122,5 +132,8 @@ def print_rates(rates: dict[str, Rate]) -> None:
             if rate.case.target is not None:
                 met = "met" if statistics.median(ratios) >= rate.case.target else "MISSED"
                 target = f"{rate.case.target} {met}"
+        processor = f"{rate.processor_milliseconds(rate.processor_seconds):.2f}"
+        if rate.dispatcher_seconds:
+            processor += f" + {rate.processor_milliseconds(rate.dispatcher_seconds):.2f}"
         times = " | ".join(f"{rate.quantile(share):.1f}" for share in (0.5, 0.95, 0.99))
-        print(f"| {name} | {rate.per_second:.0f} | {ratio} | {target} | {times} |", flush=True)
+        print(f"| {name} | {rate.per_second:.0f} | {ratio} | {target} | {processor} | {times} |", flush=True)

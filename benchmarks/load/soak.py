@@ -32,8 +32,9 @@ class Sample:
 def soak(world: World, clients: Sequence[Executor], minutes: float) -> None:
     """Let clients send every kind of request in turn for so many minutes, sample, and print."""
     cases = [case for case in make_cases(world, 2) if case.versus]
-    assert world.api.process is not None
-    pid, began = world.api.process.pid, time.monotonic()
+    process = world.children["pare"].process
+    assert process is not None
+    pid, began = process.pid, time.monotonic()
     samples: list[Sample] = []
     num_requests = 0
 

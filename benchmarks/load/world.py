@@ -75,12 +75,20 @@ class World:
     directory: Path
     settings: Settings
     database: Database
-    api: Child
+    children: dict[str, Child]
+    """pare, bare, dispatch, broker, nginx."""
     ports: dict[str, int]
     """Of pare, bare and nginx."""
     owners: list[Owner]
     item_ids: list[str]
     """Rows of the bare service."""
+
+    def read_processor_seconds(self, name: str) -> float:
+        """Return the processor time that a process took so far."""
+        process = self.children[name].process
+        assert process is not None
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def wait_until_relayed(self) -> None:
         """Wait until every hint is in the broker."""
@@ -168,16 +176,17 @@ def open_world(parent: Path | None) -> Iterator[World]:
         }  # fmt: skip
         open_storage(settings.storage_url)
 
-        def start(name: str, command: list[str], **changes: str) -> Child:
-            child = Child(name, command, environment | changes, directory / f"{name}.log", 30)
+        children: dict[str, Child] = {}
+
+        def start(name: str, command: list[str], **changes: str) -> None:
+            children[name] = child = Child(name, command, environment | changes, directory / f"{name}.log", 30)
             child.start()
             stack.callback(child.stop, lambda: False)
-            return child
 
         start("broker", broker.command())
         while not broker.is_ready():
             time.sleep(0.05)
-        api = start("api", [sys.executable, "-m", "app"], PARE_PORT=str(ports["pare"]))
+        start("pare", [sys.executable, "-m", "app"], PARE_PORT=str(ports["pare"]))
         start("dispatch", [sys.executable, "-m", "worker.dispatch"])
         start("bare", [sys.executable, "-m", "benchmarks.load.bare"], PARE_PORT=str(ports["bare"]))
         start("nginx", [NGINX, "-c", str(_write_nginx(directory, ports["nginx"])), "-p", str(directory)])
@@ -189,7 +198,7 @@ def open_world(parent: Path | None) -> Iterator[World]:
         with httpx2.Client(trust_env=False) as client:
             body = {"model_id": owners[0].model_id, "recipe": RECIPE}
             answers = [client.post(f"http://127.0.0.1:{ports['bare']}/items", json=body) for _ in range(100)]
-        yield World(directory, settings, database, api, ports, owners, [each.json()["id"] for each in answers])
+        yield World(directory, settings, database, children, ports, owners, [each.json()["id"] for each in answers])
 
 
 @contextmanager
