@@ -19,7 +19,7 @@ from sqlalchemy import select
 from app.db.session import Database
 from app.db.tables import EventRow, JobRow
 from app.settings import Settings
-from tests.faults.cases_jobs import children_of, engines_of
+from tests.faults.cases_jobs import children_of, engines_of, kinds_of
 from tests.faults.stack import Stack, open_stack
 
 REAL = {
@@ -132,7 +132,8 @@ def measure_recoveries(stack: Stack) -> list[Row]:
     workers = [stack.start(PARE_WORKER_STANDBY="false") for _ in range(3)]
     job_ids = [stack.queue(["unless_resumed", [["checkpoint", "x"], *WORKING]], ["finish"]) for _ in workers]
     for job_id in job_ids:
-        stack.wait_for_stage(job_id, "working")
+        # What is not stored yet cannot be gone on from: the job would work, and sleep, from the start.
+        stack.wait_until(lambda job_id=job_id: "checkpoint" in kinds_of(stack, job_id), "the checkpoint")  # type: ignore[misc]
     seconds: list[float] = []
 
     def follow(job_id: str, killed_at: float) -> None:

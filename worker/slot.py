@@ -43,14 +43,14 @@ class Slot:
     ending: Ending = field(default_factory=Ending)
 
     def end(self, status: int) -> NoReturn:
-        """Close, and end this process; of two threads at once, one does."""
-        while not self.ending.begun.acquire(blocking=False):
-            time.sleep(1)
+        """Close, and end this process; where another thread closes already, that one does."""
         self.close()
         os._exit(status)
 
     def close(self) -> None:
-        """Sign off and leave nothing behind."""
+        """Sign off and leave nothing behind; a second one waits for the process to end."""
+        while not self.ending.begun.acquire(blocking=False):
+            time.sleep(1)
         self.supervisor.stopping.set()
         self.supervisor.standby.close()
         self.workspace.remove()

@@ -12,7 +12,7 @@ from sqlalchemy import make_url, select
 from app.db.session import Database
 from app.db.tables import JobRow
 from tests.faults.cases import POSTGRESQL, case
-from tests.faults.cases_jobs import WORKING, engines_of
+from tests.faults.cases_jobs import WORKING, engines_of, kinds_of
 from tests.faults.proxy import Proxy
 from tests.faults.stack import Stack
 from tests.postgres import PostgresServer
@@ -199,7 +199,7 @@ def database_hangs_longer_than_the_lease(stack: Stack) -> None:
     stack.start("worker.dispatch")
     stack.start(PARE_WORKER_STANDBY="false")
     job_id = stack.queue(["unless_resumed", [["checkpoint", "x"], *WORKING]], ["finish"])
-    stack.wait_for_stage(job_id, "working")
+    stack.wait_until(lambda: "checkpoint" in kinds_of(stack, job_id), "the checkpoint")
     time.sleep(1)
     frozen_at = time.monotonic()
     server_of(stack).signal_all(signal.SIGSTOP)

@@ -309,6 +309,7 @@ def clocks_of_workers_are_wrong(stack: Stack) -> None:
     stack.start("worker.dispatch")
     ahead = stack.start(under="clock_ahead", PARE_WORKER_STANDBY="false")
     job_id = stack.queue(["unless_resumed", [["checkpoint", "x"], ["sleep", 6], *WORKING]], ["finish"])
+    stack.wait_until(lambda: "checkpoint" in kinds_of(stack, job_id), "the checkpoint")
     stack.wait_for_stage(job_id, "working")
     assert stack.count_runs(job_id) == 1, "taken from a worker that was alive"
     send(signal.SIGKILL, *children_of(main_of(ahead)), main_of(ahead))

@@ -44,3 +44,11 @@ def test_of_two_that_end_it_one_does(slot: Slot, monkeypatch: pytest.MonkeyPatch
         threading.Thread(target=slot.end, args=(status,), daemon=True).start()
     assert done.wait(30)
     assert len(ended) == 1
+
+
+def test_of_two_that_close_it_one_does(slot: Slot) -> None:
+    slot.close()
+    second = threading.Thread(target=slot.close, daemon=True)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive(), "it went on, to what is closed already"
