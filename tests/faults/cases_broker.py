@@ -7,6 +7,7 @@ import time
 import httpx2
 
 from tests.faults.cases import POSTGRESQL, SQLITE, case
+from tests.faults.network import Network
 from tests.faults.proxy import Proxy
 from tests.faults.stack import Stack
 
@@ -217,3 +218,22 @@ def broker_gives_long_jobs_to_the_next_worker(stack: Stack) -> None:
 
     assert stack.wait(job_id).state == "succeeded"
     assert stack.count_runs(job_id) == 1
+
+
+@case("A16", needs_root=True)
+def broker_hears_nothing_of_a_worker_any_more(stack: Stack) -> None:
+    """Half open: the connection stands for both, but nothing that the worker sends arrives."""
+    with Network(stack.broker.embedded.socket) as network:
+        stack.start("worker.dispatch")
+        stack.broker_url = network.url
+        stack.start(prefix=network.prefix)
+        first = stack.queue(["finish"])
+        assert stack.wait(first).state == "succeeded"
+
+        network.lose_what_open_connections_send()
+        time.sleep(3)  # what the worker had asked for before is answered by now
+        job_id = stack.queue(["finish"])
+
+        assert stack.wait(job_id, seconds=60).state == "succeeded"
+        assert stack.count_runs(job_id) == 1
+        stack.stop_all()

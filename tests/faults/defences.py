@@ -251,6 +251,13 @@ def _drop_idle_limit() -> None:
     exchange_method(Database, "__init__", make)
 
 
+def _drop_looks_at_connections() -> None:
+    """The consumer believes that it is connected for as long as nobody says that it is not."""
+    from worker.celery_app import app
+
+    app.conf.broker_transport_options["health_check_interval"] = 3600
+
+
 DEFENCES: dict[str, Defence] = {
     "epoch": Defence("every write of an attempt carries the epoch of its claim", (WORKER,), _drop_epochs),
     "compare_and_set": Defence("a claim takes a job only if it still waits", (WORKER,), _drop_compare_and_set),
@@ -272,5 +279,6 @@ DEFENCES: dict[str, Defence] = {
     "translation": Defence("errors of the database are answered as 503", (API,), _drop_translation),
     "idle_limit": Defence("a transaction that stands still is ended by PostgreSQL", (WORKER,), _drop_idle_limit),
     "early_ack": Defence("a message is acknowledged before its job runs", (WORKER,), _drop_early_acknowledgement),
+    "connection_looks": Defence("a consumer that hears nothing connects again", (WORKER,), _drop_looks_at_connections),
 }
 """By the names that WITHOUT takes."""

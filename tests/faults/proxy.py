@@ -1,7 +1,12 @@
-"""A door in front of a server: everything goes through it, until it is told to let nothing, or not this, through."""
+"""A door in front of a server: everything goes through it, until it is told to let nothing, or not this, through.
+
+python -m tests.faults.proxy SOCKET opens one for as long as the process lives, and prints its port.
+"""
 
 import contextlib
+import signal
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -79,3 +84,8 @@ class Proxy:
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+if __name__ == "__main__":
+    print(Proxy(Path(sys.argv[1])).port, flush=True)
+    signal.pause()

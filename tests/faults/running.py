@@ -28,7 +28,7 @@ def run_case(
 ) -> None:
     """Let the case act, then ask the oracle."""
     if case.needs_root and os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
+        pytest.skip("only root can mount file systems and cut networks")
     server: PostgresServer | None = None
     if database == POSTGRESQL:
         server = request.getfixturevalue("durable_postgres")

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,14 +70,22 @@ class Stack:
     # Processes
 
     def start(
-        self, module: str = "worker", *, fault: str = "", under: str = "", wait: bool = True, **environment: str
+        self,
+        module: str = "worker",
+        *,
+        fault: str = "",
+        under: str = "",
+        wait: bool = True,
+        prefix: Sequence[str] = (),
+        **environment: str,
     ) -> Child:
-        """Start a process of the service, with a fault `point:action` in it or under a condition."""
+        """Start a process of the service, with a fault `point:action` in it, under a condition, or through a prefix."""
         broker_url = self.broker_url or self.broker.embedded.url
         bent = {"FAULT": fault, "UNDER": under, "WITHOUT": ",".join(self.without), "PARE_BROKER_URL": broker_url}
         settings = self.bench.environment(**bent, **environment)
         log = self.directory / "logs" / f"{module}{len(self.children)}.log"
-        child = Child(module, [sys.executable, "-m", "tests.faults.process", module], settings, log, 30)
+        command = [*prefix, sys.executable, "-m", "tests.faults.process", module]
+        child = Child(module, command, settings, log, 30)
         log.parent.mkdir(exist_ok=True)
         num_workers = count_workers(self.bench) if module == "worker" else 0
         child.start()

@@ -46,6 +46,7 @@ REMOVALS = [
     Removal(("idempotency",), "C3", "committed, and forgotten", POSTGRESQL),
     Removal(("translation",), "C1", "500|Internal", POSTGRESQL),
     Removal(("outcome_retries",), "B21c", "done again|in .*succeeded", POSTGRESQL),
+    Removal(("connection_looks",), "A16", "in .*succeeded"),
     Removal(("idle_limit",), "B4b", "in .*succeeded", POSTGRESQL),
 ]
 
