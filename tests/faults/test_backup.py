@@ -67,8 +67,10 @@ class Shell:
         if not line.startswith("docker compose "):  # to start and stop containers
             self._process.stdin.write(f"{line}\necho; echo it is done\n")
             self._process.stdin.flush()
-            said = list(iter(self._process.stdout.readline, "it is done\n"))
-            assert self._process.poll() is None, "".join(said)
+            said = [self._process.stdout.readline()]
+            while said[-1] not in ("", "it is done\n"):
+                said.append(self._process.stdout.readline())
+            assert said[-1], f"{line} failed: {''.join(said)}"
             return "".join(said)
         return ""
 

@@ -30,6 +30,10 @@ EXPECTED_STATUSES = {
 """Those that schemathesis expects by itself, and 412: the tus protocol prescribes it for a missing version."""
 
 
+TIMEOUT_SECONDS = 60
+"""How long an answer may take on a machine that does much else."""
+
+
 def list_operations(description: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """Return path, method and operation of everything described."""
     return [(path, method, item) for path, items in description["paths"].items() for method, item in items.items()]
@@ -48,7 +52,8 @@ class Requests:
     def config(self) -> SchemathesisConfig:
         """Return the configuration for the schema that they are made of."""
         generation = {"mode": self.mode.value, "deterministic": self.repeatable}
-        return SchemathesisConfig.from_dict({"generation": generation, "checks": EXPECTED_STATUSES})
+        options = {"checks": EXPECTED_STATUSES, "request-timeout": TIMEOUT_SECONDS}
+        return SchemathesisConfig.from_dict({"generation": generation, **options})
 
     def hypothesis(self, **changes: Any) -> hypothesis_settings:
         """Return the settings of the generator."""
