@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from app.db.tables import JobRow, WorkerRow
+from app.errors import InvalidRequest, Problem
 from app.recipes.needs import DeviceKind, Needs
 from app.recipes.parallel import Parallel
 from app.recipes.recipe import Recipe
@@ -61,16 +62,27 @@ def derive_needs(recipe: Recipe | None, asked: Needs | None = None) -> JobNeeds:
     """Return what a job needs: what was asked for, and where nothing was, what its recipe implies.
 
     This is the only place where needs come from; without a recipe (the check of an upload) any CPU worker will do.
+    Raises InvalidRequest where fewer GPUs are asked for than a parallel plan has ranks.
     """
     asked = asked or Needs()
-    implied: DeviceKind = "gpu" if recipe is not None and recipe.target.device == "cuda" else "cpu"
+    implied: DeviceKind = "gpu" if recipe is not None and recipe.needs_gpu else "cpu"
     device = asked.device or ("gpu" if asked.num_devices else implied)
     plan = recipe.plan if recipe is not None else Parallel()
-    # A rank is a process with threads and memory of its own. It computes on the CPU: no plan needs more than one GPU.
+    if device == "gpu" and asked.num_devices is not None and asked.num_devices < plan.num_ranks:
+        raise InvalidRequest(
+            [
+                Problem(
+                    "/needs/num_devices",
+                    f"{plan.describe()} needs {plan.num_ranks} GPUs, one for each rank, and num_devices is "
+                    f"{asked.num_devices}; leave it out, or set device to 'cpu'",
+                )
+            ]
+        )
+    # A rank is a process with threads and memory of its own, on GPUs with a GPU of its own.
     memory = plan.num_ranks * RANK_MEMORY_BYTES if plan.num_ranks > 1 else 0
     return JobNeeds(
         device=device,
-        num_devices=(asked.num_devices or 1) if device == "gpu" else 0,
+        num_devices=(asked.num_devices or plan.num_ranks) if device == "gpu" else 0,
         memory_bytes=memory if asked.memory_bytes is None else asked.memory_bytes,
         num_threads=asked.num_threads or plan.num_ranks * (plan.threads_per_rank or 1),
     )

@@ -16,9 +16,11 @@ class Needs(Spec):
     """What a worker must have so that it may run the job. What is left out follows from the recipe."""
 
     device: DeviceKind | None = None
-    """The kind of worker. Null: a GPU where `num_devices` asks for some, else what `recipe.target` is measured on."""
+    """The kind of worker. Null: a GPU where `num_devices` asks for some or a step trains in `tf32`, else what
+    `recipe.target` is measured on."""
     num_devices: int | None = Field(None, ge=0, le=1024)
-    """GPUs that the job has for itself, all in one worker. Null: 1 on a GPU, none on a CPU."""
+    """GPUs that the job has for itself, all in one worker. Null: on a GPU one for each rank of the recipe's largest
+    parallel plan, 1 without a plan; none on a CPU."""
     memory_bytes: int | None = Field(None, ge=0, le=MAX_MEMORY_BYTES)
     """Main memory that the worker must have for one job. Null: whatever it has, but 1 GiB at least
     for each rank of a parallel plan; the ranks share out equally what it has."""

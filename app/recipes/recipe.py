@@ -195,6 +195,14 @@ class Recipe(Spec):
         return max(plans, key=lambda plan: plan.num_ranks, default=Parallel())
 
     @property
+    def needs_gpu(self) -> bool:
+        """Whether it can run on a GPU only: it is measured there, or trains in arithmetic that only GPUs have."""
+        trainings = (getattr(step, "training", None) or step for step in self.steps)
+        return self.target.device == "cuda" or any(
+            isinstance(each, TrainingSettings) and each.precision == "tf32" for each in trainings
+        )
+
+    @property
     def form(self) -> Form:
         """The form of the program after the last step."""
         return self.steps[-1].leaves

@@ -36,8 +36,12 @@ class TrainingSettings(Spec):
     """Clip the global gradient norm to this; null switches it off."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Classification only: share of the probability spread over all classes."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; bf16 keeps the weights and the optimizer in fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass. tf32 multiplies with 10 bits of mantissa, on GPUs only; bf16 with 7.
+    Weights, sums and the optimizer stay fp32."""
+    compile: bool = False
+    """Translate the model into fused kernels first (torch.compile): takes a while once, then steps are faster. The
+    weights are the same up to rounding. The worker needs a C++ compiler."""
     augmentations: Items[Literal["flip", "crop"]] = Field((), max_length=2)
     """Of 4-d image inputs (channels first): mirror left and right; shift by up to an eighth of the size."""
     keep_best: bool = True
@@ -64,6 +68,15 @@ class TrainingSettings(Spec):
         return self
 
     @model_validator(mode="after")
+    def _check_compile(self) -> Self:
+        if self.compile and self.parallel is not None and self.parallel.num_ranks > 1:
+            raise ValueError(
+                f"compile goes with one process, not with {self.parallel.describe()}: ranks meet inside the model, "
+                "which kernels cannot wait for; leave compile or parallel out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_patience(self) -> Self:
         if self.patience is not None and not self.keep_best:
             raise ValueError("patience counts the epochs without a better one, which only keep_best looks for")
@@ -75,6 +88,8 @@ class InnerTraining(TrainingSettings):
 
     parallel: None = None
     """Rounds are not spread over processes; put a finetune step with `parallel` behind the pruning instead."""
+    compile: Literal[False] = False
+    """Rounds are too short to be compiled for; put a finetune step with `compile` behind the step instead."""
 
 
 class Finetune(TrainingSettings, BaseStep):

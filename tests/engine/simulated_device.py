@@ -26,6 +26,11 @@ _COPIES = {aten._to_copy.default}
 _ANY_DEVICE = {aten.copy_.default}
 _INDEXED = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default}
 """These take indices from the CPU."""
+_READS = {
+    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
+    aten._unique2.default, aten.bincount.default,
+}  # fmt: skip
+"""What these return, or its size, is known to the host only when the device has done all that it was told before."""
 
 
 class RemoteTensor(Tensor):
@@ -54,6 +59,16 @@ class RemoteTensor(Tensor):
     def __tensor_unflatten__(inner: dict[str, Tensor], _context: None, _size: Any, _stride: Any) -> "RemoteTensor":
         return RemoteTensor(inner["held"])
 
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Tensor) -> None:
+        assert isinstance(other, RemoteTensor)
+        Tensor.data.__set__(self, other)  # type: ignore[attr-defined]
+        self.held = other.held
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RemoteTensor({self.held!r})"
 
@@ -61,7 +76,7 @@ class RemoteTensor(Tensor):
         raise TypeError("a tensor on another device has no numpy array; bring it to the CPU first")
 
     def tolist(self) -> Any:
-        return self.held.tolist()
+        return self.to(CPU).tolist()
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -75,6 +90,8 @@ class SimulatedDevice(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.num_operators = 0
         """Run there so far, copies aside."""
+        self.num_waits = 0
+        """How often the host would have waited for the device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _concerns(args, kwargs or {}):
@@ -85,6 +102,7 @@ class SimulatedDevice(TorchDispatchMode):
         if made is not NotImplemented:
             return made
         self.num_operators += func not in _COPIES | _ANY_DEVICE
+        self.num_waits += _waits(func, args, kwargs or {})
         return _run(func, args, kwargs or {})
 
 
@@ -94,11 +112,23 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _check(func, [args[0], *args[2:]] if func in _INDEXED else (args, kwargs))
     plain = {**kwargs, "device": CPU} if wanted is not None else kwargs
     made = func(*tree_map(_unwrap, args), **tree_map(_unwrap, plain))
+    if func.namespace == "c10d":  # ranks that tell each other in place, as NCCL does
+        return made
     if func in _ANY_DEVICE:
         return args[0]
     if wanted is not None and torch.device(wanted) != DEVICE:
         return made
     return return_and_correct_aliasing(func, args, kwargs, tree_map(_wrap, made))
+
+
+def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    if func in _READS:
+        return True
+    if func in _INDEXED:
+        return any(isinstance(each, RemoteTensor) and each.dtype == torch.bool for each in tree_leaves(args[1]))
+    if func in _COPIES:
+        return isinstance(args[0], RemoteTensor) and kwargs.get("device") == CPU
+    return func in _ANY_DEVICE and isinstance(args[1], RemoteTensor) and not isinstance(args[0], RemoteTensor)
 
 
 def _check(func: Any, arguments: Any) -> None:

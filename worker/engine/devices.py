@@ -1,12 +1,13 @@
 """The device that a job's heavy work runs on: choosing it, preparing it, moving to it, and what it is.
 
-CUDA_VISIBLE_DEVICES, which the worker sets, says what this process can see; a job uses the first device of those.
+CUDA_VISIBLE_DEVICES, which the worker sets, says what this process can see; a job uses the first device of those, and
+each rank of a parallel plan one.
 Data and programs rest on the CPU; what computes on the device moves them there for a while (programs/placement.py).
 """
 
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,23 @@ def choose_device(wanted: Device) -> torch.device:
     return CPU
 
 
+def place_ranks(device: torch.device, num_ranks: int) -> list[torch.device]:
+    """Return the device of every rank of a parallel plan: on GPUs each its own, in the order of CUDA_VISIBLE_DEVICES;
+    else all the same. Raises DeviceMissing where there are fewer GPUs than ranks."""
+    if device.type != "cuda":
+        return [device] * num_ranks
+    if torch.cuda.device_count() < num_ranks:
+        raise DeviceMissing(
+            f"the parallel plan has {num_ranks} ranks, each on a GPU of its own, and this engine sees "
+            f"{torch.cuda.device_count()}"
+        )
+    return [torch.device("cuda", rank) for rank in range(num_ranks)]
+
+
 def prepare_device(device: torch.device) -> None:
     """Make work on the device repeatable and bounded: exact 32-bit products, fixed algorithms, limited memory.
 
-    TF32 is off so that numbers are those of the CPU; a recipe that wants speed asks for `precision: bf16`. An operator
+    TF32 is off so that numbers are those of the CPU; training steps that want speed ask for `precision`. An operator
     for which CUDA has no deterministic algorithm warns in the job's log instead of ending the job.
     """
     if device.type != "cuda":
@@ -64,7 +78,14 @@ def prepare_device(device: torch.device) -> None:
     backends: Any = torch.backends
     backends.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = False
+    torch.cuda.set_device(device)
     torch.cuda.set_per_process_memory_fraction(MEMORY_SHARE, device)
+
+
+def finish_work(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -77,19 +98,56 @@ def move(tensors: Iterable[Tensor], device: torch.device) -> tuple[Tensor, ...]:
     return tuple(each.to(device) for each in tensors)
 
 
+def copies_from_pinned_memory(device: torch.device) -> bool:
+    """Whether a copy to the device runs while the host goes on, if it starts in page-locked memory."""
+    return device.type == "cuda"
+
+
+def pin_batch(
+    batch: tuple[tuple[Tensor, ...], Tensor | None], device: torch.device
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Return (inputs, labels) from where a copy to the device does not keep the host; takes a copy on the host."""
+    if not copies_from_pinned_memory(device):
+        return batch
+    inputs, labels = batch
+    return tuple(each.pin_memory() for each in inputs), None if labels is None else labels.pin_memory()
+
+
 def move_batch(
     batch: tuple[tuple[Tensor, ...], Tensor | None], device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Return (inputs, labels) on the device. To a GPU they are copied from pinned memory while the host goes on."""
+    """Return (inputs, labels) on the device. From pinned memory they are copied while the host goes on."""
     if device.type == "cpu":
         return batch
     inputs, labels = batch
-    pinned = device.type == "cuda"
+    pinned = copies_from_pinned_memory(device)
 
     def send(tensor: Tensor) -> Tensor:
-        return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=pinned)
+        return tensor.to(device, non_blocking=pinned)
 
     return tuple(map(send, inputs)), None if labels is None else send(labels)
+
+
+@contextmanager
+def fast_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
+    """Within it, a GPU multiplies float32 matrices with 10 bits of mantissa where `tf32` says so, else as it is set.
+
+    TF32 is NVIDIA's format of the tensor cores since compute capability 8.0; sums stay float32.
+    """
+    if not tf32:
+        yield
+        return
+    assert device.type == "cuda", "no other device multiplies in TF32"
+    backends: Any = torch.backends
+    kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "tf32"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 def mixed_precision(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:

@@ -4,6 +4,7 @@ import errno
 
 import onnxruntime
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from app.recipes.plan import EngineError
 from worker.engine.errors import EngineFailure
@@ -32,6 +33,12 @@ def translate_failure(failure: Exception, stage: str) -> EngineError:
             fix=failure.fix,
             retryable=failure.retryable,
         )
+    if is_failed_compilation(failure):
+        return EngineError(
+            code="compilation_failed",
+            detail=f"torch could not compile the model in stage {stage!r}: {_message(failure)}",
+            fix="Set compile to false in the recipe's steps; the result is the same.",
+        )
     if is_out_of_memory(failure):
         return EngineError(
             code="out_of_memory",
@@ -58,6 +65,11 @@ def is_out_of_memory(failure: Exception) -> bool:
         return True
     foreign = isinstance(failure, RuntimeError) or type(failure).__module__.startswith(onnxruntime.__name__)
     return foreign and any(each in str(failure) for each in ALLOCATION_MESSAGES)
+
+
+def is_failed_compilation(failure: Exception) -> bool:
+    """Whether torch.compile raised an exception, and not the model that it compiled."""
+    return isinstance(failure, TorchDynamoException)
 
 
 def _message(failure: Exception) -> str:

@@ -5,7 +5,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from app.recipes.parallel import Parallel
 from app.recipes.recipe import KINDS
 from app.recipes.training import Finetune, TrainingSettings
+from tests.engine.simulated_device import simulated_device
 from tests.engine.techniques.learning import context
+from worker.engine.devices import CPU
 from worker.engine.errors import EngineFailure
 from worker.engine.parallel import work
 from worker.engine.parallel.group import RankFinished, joined
@@ -52,6 +54,7 @@ def run_and_follow(
     directory: Path,
     kind: str = "finetune",
     teacher: Program | None = None,
+    device: torch.device = CPU,
     **spec: Any,
 ) -> tuple[Outcome, list[float]]:
     """Run a step on as many processes as its plan says; return the losses that it reported too."""
@@ -67,7 +70,10 @@ def run_and_follow(
     torch.manual_seed(0)
     if step.parallel is None:
         return technique.run(program, step, where), losses
-    return run_forked(step.parallel, directory / "meeting", lambda: (technique.run(program, step, where), losses))
+    program.device = device
+    return run_forked(
+        step.parallel, directory / "meeting", lambda: (technique.run(program, step, where), losses), device
+    )
 
 
 def run_started(
@@ -101,11 +107,11 @@ def run_started(
     return failure
 
 
-def run_forked(plan: Parallel, meeting_point: Path, act: Callable[[], T]) -> T:
+def run_forked(plan: Parallel, meeting_point: Path, act: Callable[[], T], device: torch.device = CPU) -> T:
     """Return what rank 0 returns. All ranks are forked, which spares them the imports; this process is none of them,
     because one in which gloo has run must not be forked again."""
     result = meeting_point.with_suffix(".result")
-    children = [_fork_rank(plan, rank, meeting_point, act, result) for rank in range(plan.num_ranks)]
+    children = [_fork_rank(plan, rank, meeting_point, act, result, device) for rank in range(plan.num_ranks)]
     try:
         statuses = [os.waitpid(child, 0)[1] for child in children]
     except BaseException:
@@ -125,10 +131,13 @@ def run_to_its_end(act: Callable[[], T], result: Path) -> T:
     return found
 
 
-def _fork_rank(plan: Parallel, rank: int, meeting_point: Path, act: Callable[[], object], result: Path) -> int:
+def _fork_rank(
+    plan: Parallel, rank: int, meeting_point: Path, act: Callable[[], object], result: Path, device: torch.device
+) -> int:
     def be_rank() -> None:
         with suppress(RankFinished):
-            with joined(plan, rank, meeting_point, 1):
+            elsewhere = nullcontext() if device == CPU else simulated_device()
+            with joined(plan, rank, meeting_point, 1, device), elsewhere:
                 value = act()
             if rank == 0:
                 torch.save(value, result, pickle_module=work)

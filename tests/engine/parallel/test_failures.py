@@ -4,14 +4,13 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.engine.parallel.runs import run_started
-from tests.engine.techniques.learning import bind, digit_examples, make_cnn
-from tests.worker.conftest import find_processes
+from tests.engine.techniques.learning import digit_examples, make_cnn
+from tests.worker.conftest import find_processes, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +48,19 @@ def test_a_rank_that_dies_or_hangs(tmp_path: Path, number: int, code: str) -> No
     assert find_processes(str(tmp_path)) == []
 
 
+def test_ranks_end_with_the_engine(tmp_path: Path) -> None:
+    program = make_cnn(4)
+    examples = digit_examples(program, tmp_path)
+
+    def die(*_: object, **__: object) -> None:
+        assert find_processes(str(tmp_path / "run")) != []
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(AssertionError):
+        run_started(program, examples, tmp_path / "run", die, epochs=500, parallel={"data": 2})
+    wait_until(lambda: find_processes(str(tmp_path)) == [], 10, "the end of rank 1")
+
+
 def test_what_fails_on_all_ranks_fails_with_its_own_name(tmp_path: Path) -> None:
     program = make_cnn(4)
     with torch.no_grad():
@@ -73,25 +85,3 @@ def test_an_error_of_one_rank_alone_is_told(tmp_path: Path) -> None:
     assert failure.code == "engine_crash"
     assert "data.npz" in failure.detail
     assert find_processes(str(tmp_path)) == []
-
-
-def test_fewer_rows_than_parts_are_refused(tmp_path: Path) -> None:
-    program = make_cnn(4)
-    digits = digit_examples(program, tmp_path)
-    assert digits.num_training > 4
-    few = bind(program, tmp_path / "few", _rows(4), {"image": 1.0}, task="classification", label_column="label")
-    failure = run_started(program, few, tmp_path / "run", parallel={"data": 4})
-    assert failure is not None
-    assert failure.code == "too_few_examples"
-
-
-def test_ranks_that_the_engine_starts_end_the_step(tmp_path: Path) -> None:
-    program = make_cnn(4)
-    assert run_started(
-        program, digit_examples(program, tmp_path), tmp_path / "run", max_steps=2, parallel={"data": 2}
-    ) is None  # fmt: skip
-    assert find_processes(str(tmp_path)) == []
-
-
-def _rows(num_rows: int) -> dict[str, Any]:
-    return {"image": torch.rand(num_rows, 1, 8, 8).numpy(), "label": torch.arange(num_rows).numpy()}

@@ -1,18 +1,21 @@
 """Every plan ends where one process does with the same batches."""
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from app.recipes.parallel import Parallel
 from app.recipes.training import Finetune
 from tests.engine.parallel.runs import difference, run_and_follow, run_forked, without_dropout
-from tests.engine.techniques.learning import digit_examples, make_cnn, make_zoo, random_examples
+from tests.engine.techniques.learning import bind, digit_examples, make_cnn, make_zoo, random_examples
 from worker.engine.devices import CPU
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.choose import choose_strategy
@@ -56,6 +59,13 @@ def open_cnn() -> tuple[Program, BoundExamples]:
     program = make_cnn(8)
     mask(program, "convs.1.weight")
     return program, digit_examples(program, Path(mkdtemp()))
+
+
+def open_few() -> tuple[Program, BoundExamples]:
+    """Return a model with three rows for training, and one apart."""
+    program = make_cnn(4)
+    rows: dict[str, np.ndarray] = {"image": np.zeros((4, 1, 8, 8), np.float32), "label": np.arange(4)}
+    return program, bind(program, Path(mkdtemp()), rows, {"image": 1.0}, task="classification", label_column="label")
 
 
 def mask(program: Program, name: str) -> None:
@@ -121,17 +131,21 @@ def test_bf16_differs_by_its_own_rounding_only() -> None:
     compare("gpt", {"data": 2}, 0.02, precision="bf16")
 
 
+WORLDS: dict[str, Callable[[], tuple[Program, BoundExamples]]] = {
+    "gpt": open_gpt, "cnn": open_cnn, "few": open_few,
+}  # fmt: skip
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "batch norm and micro-batches": ("cnn", {"pipeline": 2}, "batch_norm_in_pipeline"),
     "convolutions": ("cnn", {"tensor": 2}, "no_tensor_plan"),
-    "more stages than layers": ("cnn", {"pipeline": 8, "num_microbatches": 1}, "too_few_layers"),
+    "more stages than layers": ("cnn", {"pipeline": 6, "num_microbatches": 1}, "too_few_layers"),
+    "fewer rows than parts": ("few", {"data": 4}, "too_few_examples"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_plans_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
     model, plan, code = REFUSED[case]
-    start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
+    start, examples = WORLDS[model]()
     step = Finetune.model_validate({"kind": "finetune", **SHORT, "parallel": plan})
 
     program = start.copy()
@@ -172,7 +186,7 @@ def make_state(plan: dict[str, Any] | None, given: State | None) -> State:
         parts = split_batch(
             batch, examples.task, 4 if plan and "pipeline" in plan else 1, strategy.num_shares, strategy.share
         )
-        objective = Objective(lambda outputs, _, labels: examples.loss(outputs, labels), "fp32", CPU)  # type: ignore[arg-type]
+        objective = Objective(lambda outputs, seen: examples.loss(outputs, cast(Tensor, seen.labels)), "fp32", CPU)
         program.module.train()
         strategy.backward(parts, objective)
         optimizer.step()

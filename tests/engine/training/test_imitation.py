@@ -17,7 +17,10 @@ from worker.engine.training.losses import IGNORED_LABEL
 
 def examples_of(task: str, *, output_is_named: bool = False) -> BoundExamples:
     """Return the three facts about examples that the loss asks for."""
-    return cast(BoundExamples, SimpleNamespace(task=task, output_index=0, output_is_named=output_is_named))
+    return cast(
+        BoundExamples,
+        SimpleNamespace(task=task, output_index=0, output_is_named=output_is_named, needs_check=lambda _: True),
+    )
 
 
 def random_scores(seed: int, *shape: int) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch import fx, nn
 
 from app.recipes.parallel import Parallel
 from app.recipes.training import TrainingSettings
+from worker.engine.devices import move
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.group import current_group
 from worker.engine.parallel.pipeline import Pipeline
@@ -13,6 +14,7 @@ from worker.engine.parallel.replicas import Replicas
 from worker.engine.parallel.sharded import Shards
 from worker.engine.parallel.strategy import Alone, Strategy
 from worker.engine.programs.program import Program
+from worker.engine.training.compiling import compile_module
 from worker.engine.training.examples import BoundExamples
 
 
@@ -25,18 +27,18 @@ def choose_strategy(
 ) -> Strategy:
     """Prepare a module for training under a plan.
 
-    Raises RecipeRefused with code fixed_batch_not_divisible or too_few_examples.
+    Raises RecipeRefused with code fixed_batch_not_divisible or too_few_examples, StepFailed with compiler_missing.
     """
     plan, batch_size = settings.parallel, settings.batch_size
     if plan is None or plan.num_ranks == 1:
-        return Alone(module)
+        return Alone(module, compile_module(module, program.device) if settings.compile else module)
     _check_examples(plan, examples)
     assert isinstance(module, fx.GraphModule), "what is trained is an imported graph"
     group = current_group()
     if plan.pipeline > 1:
         assert not extra, "distillation of features is refused with a pipeline"
         inputs, _ = next(iter(examples.training_batches(batch_size // (plan.data * plan.microbatches), seed=0)))
-        return Pipeline(module, inputs, group)
+        return Pipeline(module, move(inputs, group.device), group)
     if plan.shard:
         return Shards(module, extra, group)
     if plan.tensor > 1:

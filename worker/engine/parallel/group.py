@@ -1,7 +1,7 @@
 """The ranks of a step as one of them sees them: its place in the mesh, and whom it talks to.
 
-They talk through torch.distributed with gloo, which has no authorization: the sandbox lets TCP through only where the
-network is the engine's own.
+They talk through torch.distributed, with gloo about what lies in main memory and with NCCL about what lies on GPUs.
+Neither has any authorization: the sandbox lets TCP through only where the network is the engine's own.
 """
 
 import os
@@ -20,6 +20,7 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from app.recipes.parallel import Parallel
+from worker.engine.devices import CPU
 from worker.engine.errors import StepFailed
 
 MEETING_SECONDS = 600.0
@@ -38,6 +39,10 @@ class Group:
     plan: Parallel
     rank: int
     mesh: DeviceMesh
+    control: dist.ProcessGroup
+    """All ranks, with gloo: for what the hosts tell each other."""
+    device: torch.device
+    """What this rank computes on."""
     waited_seconds: float = 0.0
     """Time that this rank's main thread has waited for others."""
 
@@ -68,14 +73,22 @@ class Group:
     def meet(self) -> None:
         """Wait for all ranks, for as long as a checkpoint may take to be written."""
         with self.waiting():
-            dist.monitored_barrier(timeout=timedelta(seconds=self.plan.timeout_seconds + MEETING_SECONDS))
+            limit = timedelta(seconds=self.plan.timeout_seconds + MEETING_SECONDS)
+            dist.monitored_barrier(self.control, timeout=limit)
 
     def gather(self, value: object) -> list[object]:
         """Return a small value of every rank, in their order."""
         found: list[object] = [None] * self.plan.num_ranks
         with self.waiting():
-            dist.all_gather_object(found, value)
+            dist.all_gather_object(found, value, group=self.control)
         return found
+
+    def decide(self, answer: bool) -> bool:
+        """Return rank 0's answer."""
+        decision = torch.tensor(answer)
+        with self.waiting():
+            dist.broadcast(decision, 0, group=self.control)
+        return bool(decision)
 
 
 _current: list[Group] = []
@@ -88,17 +101,26 @@ def current_group() -> Group:
 
 
 @contextmanager
-def joined(plan: Parallel, rank: int, meeting_point: Path, num_threads: int) -> Iterator[Group]:
+def joined(
+    plan: Parallel, rank: int, meeting_point: Path, num_threads: int, device: torch.device = CPU
+) -> Iterator[Group]:
     """Be a rank for the duration of the block: meet the others at a file that all know, leave at the end."""
-    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = LOOPBACK
+    on_gpus = device.type == "cuda"
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     store = FileStore(str(meeting_point), plan.num_ranks)
     try:
         dist.init_process_group(
-            "gloo", store=store, rank=rank, world_size=plan.num_ranks, timeout=timedelta(seconds=plan.timeout_seconds)
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+            store=store,
+            rank=rank,
+            world_size=plan.num_ranks,
+            timeout=timedelta(seconds=plan.timeout_seconds),
         )
-        mesh = init_device_mesh("cpu", tuple(plan.axes.values()), mesh_dim_names=tuple(plan.axes))
+        control = dist.new_group(backend="gloo")
+        kind = "cuda" if on_gpus else "cpu"
+        mesh = init_device_mesh(kind, tuple(plan.axes.values()), mesh_dim_names=tuple(plan.axes))
     except RuntimeError as failure:
         torch.set_num_threads(threads_before)
         if not any(word in str(failure) for word in ("Permission denied", "Operation not permitted", "unreachable")):
@@ -109,7 +131,7 @@ def joined(plan: Parallel, rank: int, meeting_point: Path, num_threads: int) -> 
             fix="Run the worker where the sandbox gives the engine a network of its own (bubblewrap or namespaces, see "
             "the health page), or leave parallel out.",
         ) from failure
-    group = Group(plan, rank, mesh)
+    group = Group(plan, rank, mesh, control, device)
     _current.append(group)
     try:
         yield group

@@ -11,18 +11,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+import torch
 import torch.distributed as dist
 
 from app.recipes.base import BaseStep
 from app.recipes.parallel import Parallel
 from app.recipes.plan import EngineError
-from worker.engine.devices import CPU
+from worker.engine.devices import place_ranks
 from worker.engine.errors import EngineFailure, StepFailed
 from worker.engine.parallel.group import joined
 from worker.engine.parallel.work import write_work
@@ -121,18 +122,18 @@ class Ranks:
 def run_parallel(kind: str, run: Run, program: Program, step: BaseStep, plan: Parallel, context: Context) -> Outcome:
     """Run a technique on as many processes as its plan has ranks, and return rank 0's outcome.
 
-    They talk through gloo, so they compute on the CPU, also where the worker has a GPU.
+    Where the program's device is a GPU, every rank computes on one of its own; rank 0's is the program's.
     """
-    device, program.device = program.device, CPU
+    devices = place_ranks(program.device, plan.num_ranks)
     num_threads = plan.threads_per_rank or max(1, context.num_threads // plan.num_ranks)
     work = context.directory / "ranks"
     work.mkdir()
     write_work(work / "work.pt", program, step, context)
     try:
-        with _started(kind, plan, work, num_threads) as ranks:
+        with _started(kind, plan, work, num_threads, devices) as ranks:
             ranks.wait_until_ready()
             try:
-                with joined(plan, 0, work / "meeting", num_threads):
+                with joined(plan, 0, work / "meeting", num_threads, devices[0]):
                     return run(program, step, context)
             except Exception as failure:
                 explained = ranks.explain(failure)
@@ -140,7 +141,6 @@ def run_parallel(kind: str, run: Run, program: Program, step: BaseStep, plan: Pa
                     raise
                 raise explained from failure
     finally:
-        program.device = device
         shutil.rmtree(work)  # as large as the model
 
 
@@ -158,14 +158,19 @@ def _error_path(directory: Path, rank: int) -> Path:
 
 
 @contextmanager
-def _started(kind: str, plan: Parallel, work: Path, num_threads: int) -> Iterator[Ranks]:
+def _started(
+    kind: str, plan: Parallel, work: Path, num_threads: int, devices: Sequence[torch.device]
+) -> Iterator[Ranks]:
     ranks = Ranks(plan, work, {})
     # The work file holds programs and not only tensors; it is this process's own, and stays in its sandbox.
     environment = {name: value for name, value in os.environ.items() if name != "TORCH_FORCE_WEIGHTS_ONLY_LOAD"}
     environment["OMP_NUM_THREADS"] = str(num_threads)
     try:
         for rank in range(1, plan.num_ranks):
-            spec = {"kind": kind, "directory": str(work), "rank": rank, "num_threads": num_threads}
+            spec = {
+                "kind": kind, "directory": str(work), "rank": rank, "num_threads": num_threads,
+                "device": str(devices[rank]),
+            }  # fmt: skip
             ranks.processes[rank] = subprocess.Popen(
                 [sys.executable, "-m", "worker.engine.parallel.rank", json.dumps(spec)],
                 stdin=subprocess.PIPE,
@@ -181,5 +186,5 @@ def _started(kind: str, plan: Parallel, work: Path, num_threads: int) -> Iterato
 def _is_broken_connection(failure: Exception) -> bool:
     if isinstance(failure, dist.DistError):
         return True
-    words = ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset")
+    words = ("gloo", "NCCL", "Connection closed by peer", "Timed out waiting", "Connection reset")
     return isinstance(failure, RuntimeError) and any(word in str(failure) for word in words)

@@ -1,4 +1,8 @@
-"""Sending the values between two pipeline stages: tensors of any shape, and whole numbers, with a header each."""
+"""Sending the values between two pipeline stages: tensors of any shape, and whole numbers, with a header each.
+
+They travel through main memory, also between GPUs: what NCCL sends between two ranks, it sends one after the other, and
+two stages that send to each other before they receive would wait for ever.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from worker.engine.devices import CPU
 from worker.engine.parallel.group import Group
 
 Value = Tensor | int
@@ -27,7 +32,7 @@ class Messenger:
 
     def send(self, value: Value, to: int) -> None:
         """Send one value to a stage."""
-        tensor = torch.tensor(value) if isinstance(value, int) else value.detach().contiguous()
+        tensor = torch.tensor(value) if isinstance(value, int) else value.detach().to(CPU).contiguous()
         kind = _NUMBER if isinstance(value, int) else DTYPES.index(tensor.dtype)
         needs = isinstance(value, Tensor) and value.requires_grad
         header = [kind, int(needs), tensor.ndim, *tensor.shape, *([0] * (MAX_AXES - tensor.ndim))]
@@ -41,21 +46,21 @@ class Messenger:
         kind, needs, num_axes, *shape = header.tolist()
         tensor = torch.empty(shape[:num_axes], dtype=torch.int64 if kind == _NUMBER else DTYPES[kind])
         self._wait_for(tensor, source)
-        return int(tensor) if kind == _NUMBER else tensor.requires_grad_(bool(needs))
+        return int(tensor) if kind == _NUMBER else tensor.to(self.group.device).requires_grad_(bool(needs))
 
     def send_gradients(self, values: Sequence[Value], to: int) -> None:
         """Send the gradients of received values back."""
         for value in values:
             if isinstance(value, Tensor) and value.requires_grad:
                 gradient = torch.zeros_like(value) if value.grad is None else value.grad
-                self._start(gradient.contiguous(), to)
+                self._start(gradient.to(CPU).contiguous(), to)
 
     def receive_gradients(self, values: Sequence[Tensor], source: int) -> list[Tensor]:
         """Return the gradients of sent values."""
         gradients = [torch.empty(each.shape, dtype=each.dtype) for each in values]
         for gradient in gradients:
             self._wait_for(gradient, source)
-        return gradients
+        return [each.to(self.group.device) for each in gradients]
 
     def settle(self) -> None:
         """Wait until everything has gone out."""

@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from worker.engine.devices import CPU, move
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.gradients import GradientSum
 from worker.engine.parallel.group import Group, RankFinished
 from worker.engine.parallel.messages import Messenger, Value
 from worker.engine.parallel.ranked import Ranked
-from worker.engine.parallel.replicas import equalize
+from worker.engine.parallel.replicas import equalize, sum_squares
 from worker.engine.parallel.stages import choose_cuts, cut, measure_costs, parameters_of
 from worker.engine.parallel.strategy import Fact, Objective, Part, scale_gradients
 from worker.engine.parallel.synchronized import synchronize
@@ -50,7 +51,7 @@ class Pipeline(Ranked):
         for parameter in module.parameters():
             if parameter not in mine:
                 parameter.requires_grad_(False)
-                parameter.data = torch.empty(0)
+                parameter.data = torch.empty(0, device=group.device)
         self._undo: Callable[[], None] = synchronize(module, group)
         self._gradients = GradientSum([each for each in parameters_of(self._own) if each.requires_grad], group)
         self._leaves: dict[int, list[Value]] = {}
@@ -63,14 +64,15 @@ class Pipeline(Ranked):
             for value in outputs:
                 self._messenger.send(value, self._stage + 1)
         self._messenger.settle()
-        shown: list[object] = [outputs if self._stage == self._last else None]
+        # A pickled tensor would come out on the GPU that it was on, which is another rank's.
+        shown: list[object] = [move(cast(tuple[Tensor, ...], outputs), CPU) if self._stage == self._last else None]
         with self._group.waiting():
             dist.broadcast_object_list(shown, group=self._group.along("pipeline"), group_src=self._last)
-        return cast(tuple[Tensor, ...], shown[0])
+        return move(cast(tuple[Tensor, ...], shown[0]), self._group.device)
 
     def backward(self, parts: Sequence[Part], objective: Objective) -> Tensor:
         with self._observed.step():
-            total = torch.zeros(())
+            total = torch.zeros((), device=self._group.device)
             for direction, index in schedule(self._group.plan.schedule, self._stage, self._last + 1, len(parts)):
                 if direction == "forward":
                     total += self._forward(index, parts[index], objective)
@@ -84,12 +86,8 @@ class Pipeline(Ranked):
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         # What several stages share counts once.
-        squares = [
-            each.grad.square().sum()
-            for each in parameters
-            if each.grad is not None and self._first_user[each] == self._stage
-        ]
-        square = torch.stack(squares).sum() if squares else torch.zeros(())
+        own = (each for each in parameters if self._first_user.get(each) == self._stage)
+        square = sum_squares(own, self._group.device)
         scale_gradients(parameters, self._group.sum(square, "pipeline").sqrt(), max_norm)
 
     def held(self, parameter: nn.Parameter) -> nn.Parameter | None:
@@ -109,7 +107,7 @@ class Pipeline(Ranked):
             for parameter, shape in self._shapes.items():
                 source = self._first_user.get(parameter, 0)
                 if parameter.shape != shape:
-                    parameter.data = torch.empty(shape)
+                    parameter.data = torch.empty(shape, device=self._group.device)
                 parameter.grad = None
                 dist.broadcast(parameter.detach(), group=line, group_src=source)
             for stage, buffer in self._buffers:
@@ -122,21 +120,22 @@ class Pipeline(Ranked):
         return facts
 
     def _forward(self, index: int, part: Part, objective: Objective) -> Tensor:
-        (inputs, labels), share = part
+        batch, share = part
+        seen = objective.move(batch)
         leaves = [self._messenger.receive(self._stage - 1) for _ in self._own.received]
         # Clones, because a stage may begin with an operator that works in place, which a leaf does not allow.
         entering = [each.clone() if isinstance(each, Tensor) and each.requires_grad else each for each in leaves]
         with objective.autocast():
-            outputs = self._own.module(*inputs, *entering)
+            outputs = self._own.module(*seen.inputs, *entering)
         self._leaves[index] = leaves
         if self._stage == self._last:
-            loss = objective.judge(outputs, (inputs, labels)) * share
+            loss = objective.judge(outputs, seen) * share
             self._results[index] = [loss]
             return loss.detach()
         for value in outputs:
             self._messenger.send(value, self._stage + 1)
         self._results[index] = [each for each in outputs if isinstance(each, Tensor) and each.requires_grad]
-        return torch.zeros(())
+        return torch.zeros((), device=self._group.device)
 
     def _backward(self, index: int) -> None:
         results, leaves = self._results.pop(index), self._leaves.pop(index)
@@ -149,7 +148,7 @@ class Pipeline(Ranked):
 
     def _sum_shared(self, parameter: nn.Parameter) -> None:
         mine = parameter.grad
-        own = torch.zeros(self._shapes[parameter]) if mine is None else mine
+        own = torch.zeros(self._shapes[parameter], device=self._group.device) if mine is None else mine
         total = self._group.sum(own, "pipeline")
         if mine is not None:
             mine.copy_(total)

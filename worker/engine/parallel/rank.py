@@ -21,6 +21,7 @@ def main() -> int:
 
     import torch
 
+    from worker.engine.devices import prepare_device
     from worker.engine.environment import make_repeatable
     from worker.engine.failures import translate_failure
     from worker.engine.parallel.group import RankFinished, joined
@@ -32,9 +33,11 @@ def main() -> int:
     try:
         program, step, context = read_work(directory / "work.pt")
         make_repeatable(spec["num_threads"], context.seed)
+        program.device = torch.device(spec["device"])
+        prepare_device(program.device)
         os.write(1, b"r")
         os.dup2(2, 1)  # what a library prints belongs to the log
-        with joined(step.parallel, rank, directory / "meeting", spec["num_threads"]):
+        with joined(step.parallel, rank, directory / "meeting", spec["num_threads"], program.device):
             TECHNIQUES[spec["kind"]].run(program, step, context)
     except RankFinished:
         return 0

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import nn
 
 from worker.engine.parallel.group import Group
@@ -27,10 +25,7 @@ class Ranked:
         return self._group.gather(value)
 
     def decide(self, answer: bool) -> bool:
-        decision = torch.tensor(answer)
-        with self._group.waiting():
-            dist.broadcast(decision, 0)
-        return bool(decision)
+        return self._group.decide(answer)
 
     def meet(self) -> None:
         self._group.meet()

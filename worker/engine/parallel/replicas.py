@@ -50,9 +50,10 @@ class Replicas(Ranked):
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         parts = {} if self._split is None else self._split.slices
-        whole = _sum_squares(each for each in parameters if each not in parts)
+        device = self._group.device
+        whole = sum_squares((each for each in parameters if each not in parts), device)
         if parts:
-            whole += self._group.sum(_sum_squares(each for each in parameters if each in parts), "tensor")
+            whole += self._group.sum(sum_squares((each for each in parameters if each in parts), device), "tensor")
         scale_gradients(parameters, whole.sqrt(), max_norm)
 
     def held(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -83,6 +84,7 @@ def equalize(tensors: Iterable[Tensor], group: Group) -> None:
             dist.broadcast(tensor.detach(), 0)
 
 
-def _sum_squares(parameters: Iterable[nn.Parameter]) -> Tensor:
+def sum_squares(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """Return the squared norm of all their gradients."""
     squares = [each.grad.square().sum() for each in parameters if each.grad is not None]
-    return torch.stack(squares).sum() if squares else torch.zeros(())
+    return torch.stack(squares).sum() if squares else torch.zeros((), device=device)

@@ -50,7 +50,7 @@ class Sharding:
         for owner, name, parameter in self._owners:
             self._shards[parameter] = cast(nn.Parameter, getattr(owner, name))
             # Whoever else holds the whole parameter must not keep its memory.
-            parameter.data = torch.empty(0)
+            parameter.data = torch.empty(0, device=self.group.device)
 
     def shard_of(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return what stands for a parameter, given it or the one that was there before."""

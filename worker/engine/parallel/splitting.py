@@ -16,8 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from worker.engine.devices import CPU, device_of
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.group import Group
+from worker.engine.programs.placement import move_module
 from worker.engine.programs.program import Program
 from worker.engine.pruning.groups import ChannelGroup
 from worker.engine.pruning.labels import Ids
@@ -75,6 +77,8 @@ class Split:
 def split_channels(program: Program, group: Group) -> Split:
     """Divide what can be divided; raises RecipeRefused with code no_tensor_plan where nothing can."""
     size, mine = group.plan.tensor, group.coordinate("tensor")
+    device = device_of(program.module)
+    move_module(program.module, CPU)  # where the analysis has its examples
     channels = find_sound_channels(program)
     chosen = _choose(program, channels.groups, size)
     if not chosen:
@@ -89,12 +93,13 @@ def split_channels(program: Program, group: Group) -> Split:
     assert not small.left, f"groups proven one by one fail together: {small.left}"
     split = Split(group, num_groups=len(chosen))
     _shrink(program.module, small.program.module, split)
+    move_module(program.module, device)
     parameters = dict(program.module.named_parameters(remove_duplicate=False))
     makers, readers = dict[str, None](), dict[str, None]()
     for each in chosen:
         for place in each.places:
             positions = tuple(
-                torch.from_numpy(place.positions[place.units // (each.num_units // size) == rank])
+                torch.from_numpy(place.positions[place.units // (each.num_units // size) == rank]).to(device)
                 for rank in range(size)
             )
             parameter = parameters[place.parameter]

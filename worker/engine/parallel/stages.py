@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from worker.engine.devices import device_of, finish_work
 from worker.engine.errors import RecipeRefused
 
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
@@ -38,10 +39,12 @@ class _Timer(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.seconds: dict[fx.Node, float] = {}
+        self._device = device_of(module)
 
     def run_node(self, n: fx.Node) -> Any:
         started_at = time.perf_counter()
         result = super().run_node(n)
+        finish_work(self._device)
         seconds = time.perf_counter() - started_at
         self.seconds[n] = min(seconds, self.seconds.get(n, seconds))
         return result

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from worker.engine.devices import CPU
+from worker.engine.parallel.group import current_group
 from worker.engine.parallel.strategy import Strategy
 
 State = dict[str, dict[str, Tensor]]
@@ -52,8 +54,10 @@ def gather_state(
             mine[f"buffer {name}"] = {key: value.detach() for key, value in kept.items()}
     if strategy.num_stages == 1:
         return mine
+    # A pickled tensor would come out on the GPU that it was on, which is another rank's.
+    mine = {name: {key: each.to(CPU) for key, each in kept.items()} for name, kept in mine.items()}
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.gather_object(mine, parts if strategy.rank == 0 else None)
+    dist.gather_object(mine, parts if strategy.rank == 0 else None, group=current_group().control)
     return {name: kept for part in parts if part is not None for name, kept in cast(State, part).items()}
 
 

@@ -8,38 +8,59 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from worker.engine.devices import mixed_precision
+from worker.engine.devices import mixed_precision, move_batch
 from worker.engine.training.examples import Batch
 
 Fact = float | int | str | bool | None
 Predict = Callable[..., tuple[Tensor, ...]]
 Part = tuple[Batch, float]
-"""Some examples, and the share of the batch's mean loss that their own mean loss has."""
+"""Some examples, still on the host, and the share of the batch's mean loss that their own mean loss has."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The examples that a model has just seen, where it is, and their inputs on the host."""
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None
+    host_inputs: tuple[Tensor, ...]
+
+
+Loss = Callable[[tuple[Tensor, ...], Seen], Tensor]
+"""(model outputs, what they were made from) -> mean loss. Outputs are float32 whatever the precision.
+
+It should not read a number back from the device (`item`, boolean indexing): each time the host would wait for it."""
 
 
 @dataclass(frozen=True)
 class Objective:
     """What training lowers, in two halves, because they may happen on different ranks."""
 
-    loss: Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
+    loss: Loss
     precision: str
     device: torch.device
+
+    def move(self, batch: Batch) -> Seen:
+        """Send examples to the device; the host does not wait for their arrival."""
+        inputs, labels = move_batch(batch, self.device)
+        return Seen(inputs, labels, batch[0])
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of the forward pass."""
         return mixed_precision(self.device, bf16=self.precision == "bf16")
 
-    def judge(self, outputs: tuple[Tensor, ...], batch: Batch) -> Tensor:
+    def judge(self, outputs: tuple[Tensor, ...], seen: Seen) -> Tensor:
         """Return the mean loss of a part's outputs, which are brought to float32."""
         outputs = tuple(each.float() if each.dtype == torch.bfloat16 else each for each in outputs)
-        return self.loss(outputs, *batch)
+        return self.loss(outputs, seen)
 
     def compute(self, predict: Predict, part: Part) -> Tensor:
         """Return a part's contribution to the batch's loss."""
-        (inputs, labels), share = part
+        batch, share = part
+        seen = self.move(batch)
         with self.autocast():
-            outputs = predict(*inputs)
-        return self.judge(outputs, (inputs, labels)) * share
+            outputs = predict(*seen.inputs)
+        return self.judge(outputs, seen) * share
 
 
 class Strategy(Protocol):
@@ -93,6 +114,8 @@ class Alone:
     """One process, the whole batch."""
 
     module: nn.Module
+    call: Predict
+    """The module as it is called in training, perhaps compiled."""
     mesh: str = field(default="one process", init=False)
     rank: int = field(default=0, init=False)
     num_shares: int = field(default=1, init=False)
@@ -107,7 +130,7 @@ class Alone:
     def backward(self, parts: Sequence[Part], objective: Objective) -> Tensor:
         total = torch.zeros((), device=objective.device)
         for part in parts:
-            loss = objective.compute(self.module, part)
+            loss = objective.compute(self.call, part)
             loss.backward()
             total += loss.detach()
         return total

@@ -71,7 +71,7 @@ class _SynchronizedNorm(torch.autograd.Function):
         axes = [axis for axis in range(x.ndim) if axis != 1]
         count = x.numel() // x.shape[1]
         variance, mean = torch.var_mean(x.float(), axes, correction=0)
-        own = torch.cat([mean, variance, mean.new_tensor([count])])
+        own = torch.cat([mean, variance, torch.full((1,), count, dtype=mean.dtype, device=mean.device)])
         everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group.along("data")))]
         with group.waiting():
             dist.all_gather(everyone, own, group=group.along("data"))

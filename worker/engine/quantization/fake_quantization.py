@@ -46,7 +46,10 @@ class FakeActivation(nn.Module):
         """Return x on the grid; in training mode the range moves first."""
         if self.training and self.learning:
             self.observe(x)
-        scale, zero = self.grid()
+        # The same arithmetic as in `grid`, left on the device: to read the range back, the host would wait for it.
+        low, high = self.low.double(), self.high.double()
+        scale = (high - low).clamp(min=SMALLEST_RANGE) / NUM_LEVELS
+        zero = (-low / scale).clamp(0, NUM_LEVELS).round()
         kept = x.clamp((0 - zero) * scale, (NUM_LEVELS - zero) * scale)
         rounded = ((x.detach() / scale).round() + zero).clamp(0, NUM_LEVELS)
         return kept + ((rounded - zero) * scale - kept).detach()
@@ -55,7 +58,7 @@ class FakeActivation(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Move the range towards that of a batch; the first sets it."""
         low, high = self.bounds(x)
-        share = AVERAGING if bool(self.seen) else 1.0
+        share = torch.where(self.seen, AVERAGING, 1.0).to(self.low.dtype)
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
         self.seen.fill_(True)

@@ -11,6 +11,7 @@ from app.recipes.distillation import Distill
 from app.recipes.facts import Capability
 from worker.engine.devices import move
 from worker.engine.errors import RecipeRefused
+from worker.engine.parallel.strategy import Seen
 from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
 from worker.engine.techniques.base import Context, Outcome
@@ -46,9 +47,10 @@ def run(program: Program, step: Distill, context: Context) -> Outcome:
         pairs = _probe(program, ask, examples, step, names, (mine, theirs), context.seed)
         masks = [index for index, each in enumerate(program.signature.inputs) if each.name == "attention_mask"]
 
-        def compute_loss(outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...], labels: Tensor | None) -> Tensor:
+        def compute_loss(outputs: tuple[Tensor, ...], seen: Seen) -> Tensor:
+            inputs, labels = seen.inputs, seen.labels
             with torch.no_grad():
-                wanted = ask(*inputs)
+                wanted = ask(*inputs) if remembered is None else remembered.recall(seen.host_inputs, inputs)
             total = outputs[examples.output_index].new_zeros(())
             if step.soft_weight:
                 total = total + step.soft_weight * imitate(examples, outputs, wanted, labels, step.temperature)

@@ -14,7 +14,7 @@ from app.recipes.plan import DatasetFormat
 from worker.engine.errors import RecipeRefused
 from worker.engine.programs.program import Signature
 from worker.engine.training.binding import BoundInput, BoundLabels, bind_labels
-from worker.engine.training.losses import compute_loss
+from worker.engine.training.losses import check_range, compute_loss, count_classes
 from worker.engine.training.table import Table
 
 Batch = tuple[tuple[Tensor, ...], Tensor | None]
@@ -46,6 +46,7 @@ class BoundExamples:
             )
         self.output_index = names.index(data.output) if data.output is not None else 0
         self.output_is_named = data.output is not None
+        self._output_shape = signature.outputs[self.output_index].shape
         self.fixed_batch = signature.batch_size
         """The only batch size the model takes, or None."""
         self._largest_batch = signature.dynamic_ranges.get("batch", (1, None))[1]
@@ -125,9 +126,25 @@ class BoundExamples:
             return self.fixed_batch
         return asked if self._largest_batch is None else min(asked, self._largest_batch)
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels of a batch for which the output has no class, while they are on the host."""
+        num_classes = count_classes(self.task, self._output_shape, labels.shape)
+        if num_classes is not None:
+            check_range(self.task, labels, num_classes)
+
+    def needs_check(self, labels: Tensor) -> bool:
+        """Whether `check_labels` could not tell for labels of this shape: the loss must look at them itself."""
+        return count_classes(self.task, self._output_shape, labels.shape) is None
+
     def loss(self, outputs: tuple[Tensor, ...], labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return the task's mean loss of one batch (differentiable)."""
-        return compute_loss(self.task, outputs[self.output_index], labels, label_smoothing=label_smoothing)
+        """Return the task's mean loss of one batch (differentiable), whose labels have passed `check_labels`."""
+        return compute_loss(
+            self.task,
+            outputs[self.output_index],
+            labels,
+            label_smoothing=label_smoothing,
+            check=self.needs_check(labels),
+        )
 
 
 def open_examples(

@@ -133,8 +133,7 @@ class Pairs:
             student, teacher = _fit_maps(pair, own, other)
             if pair.projection is not None:
                 student = pair.projection(student)
-            kept = _real_positions(padding, student)
-            losses.append(relative_error(student[kept], teacher[kept]))
+            losses.append(relative_error(student, teacher, _real_positions(padding, student)))
         return torch.stack(losses).mean()
 
     def compare_attention(self, mine: list[Tensor], theirs: list[Tensor], padding: Tensor | None) -> Tensor:
@@ -187,9 +186,20 @@ def make_pairs(
     return pairs
 
 
-def relative_error(output: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean squared difference over the mean square of what is wanted."""
-    return functional.mse_loss(output, wanted) / wanted.square().mean().clamp(min=_TINY)
+def relative_error(output: Tensor, wanted: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Return the mean squared difference over the mean square of what is wanted.
+
+    `kept` (bool, without the last axis) says which vectors count; None: all.
+    """
+    if kept is None:
+        return functional.mse_loss(output, wanted) / wanted.square().mean().clamp(min=_TINY)
+    return _mean((output - wanted).square().mean(-1), kept) / _mean(wanted.square().mean(-1), kept).clamp(min=_TINY)
+
+
+def _mean(values: Tensor, kept: Tensor) -> Tensor:
+    """Return the mean of the kept values, 0 where there are none; without asking the device how many there are."""
+    mean: Tensor = values.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
+    return mean
 
 
 def _is_channels_first(layer: nn.Module) -> bool:
@@ -228,9 +238,7 @@ def _relation_loss(own: Tensor, other: Tensor, padding: Tensor | None) -> Tensor
         ((each @ each.transpose(1, 2)) / each.shape[-1] ** 0.5).masked_fill(hidden, float("-inf")).log_softmax(-1)
         for each in (other, own)
     )
-    divergence = (wanted.exp() * (wanted - got).masked_fill(hidden, 0.0)).sum(-1)
-    mean: Tensor = divergence[real].mean()
-    return mean
+    return _mean((wanted.exp() * (wanted - got).masked_fill(hidden, 0.0)).sum(-1), real)
 
 
 def _real_positions(padding: Tensor | None, features: Tensor) -> Tensor:

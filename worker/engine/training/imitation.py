@@ -28,14 +28,14 @@ def imitate(
     mine, theirs = outputs[index], wanted[index]
     if examples.task == "classification":
         assert labels is not None
-        kept = _counted(labels)
-        (scores, _), (soft, _) = align_classes(mine, labels), align_classes(theirs, labels)
-        return soft_class_loss(scores[kept], soft[kept], temperature)
+        check = examples.needs_check(labels)
+        (scores, classes), (soft, _) = (align_classes(each, labels, check=check) for each in (mine, theirs))
+        return soft_class_loss(scores, soft, temperature, classes != IGNORED_LABEL)
     if examples.task == "language_modeling":
         assert labels is not None
-        (scores, tokens), (soft, _) = shift_tokens(mine, labels), shift_tokens(theirs, labels)
-        kept = tokens != IGNORED_LABEL
-        return soft_class_loss(scores[kept], soft[kept], temperature)
+        check = examples.needs_check(labels)
+        (scores, tokens), (soft, _) = (shift_tokens(each, labels, check=check) for each in (mine, theirs))
+        return soft_class_loss(scores, soft, temperature, tokens != IGNORED_LABEL)
     if examples.task == "regression":
         return functional.mse_loss(mine.float(), theirs.float())
     if examples.task == "embedding":
@@ -58,16 +58,17 @@ def imitate(
     return torch.stack(losses).mean()
 
 
-def soft_class_loss(scores: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """Return T^2 KL of softened scores (positions, classes); one score per position is the logit of a yes."""
-    if len(scores) == 0:
-        return scores.sum() * 0.0
+def soft_class_loss(scores: Tensor, wanted: Tensor, temperature: float, kept: Tensor | None = None) -> Tensor:
+    """Return T^2 KL of softened scores (..., classes), the mean over the positions (...) that are `kept`, or all.
+
+    One score per position is the logit of a yes. Where none is kept the loss is zero.
+    """
     scores, wanted = scores.float() / temperature, wanted.float() / temperature
     if scores.shape[-1] == 1:
         scores, wanted = (torch.cat([torch.zeros_like(each), each], -1) for each in (scores, wanted))
-    mine, theirs = scores.log_softmax(-1), wanted.log_softmax(-1)
-    return temperature**2 * functional.kl_div(mine, theirs, reduction="batchmean", log_target=True)
-
-
-def _counted(labels: Tensor) -> Tensor:
-    return labels.reshape(-1) != IGNORED_LABEL
+    if kept is None:
+        kept = torch.ones(scores.shape[:-1], dtype=torch.bool, device=scores.device)
+    # Scores that do not count become equal on both sides. To pick out the others, the host would wait for their number.
+    mine, theirs = (each.masked_fill(~kept[..., None], 0.0).log_softmax(-1) for each in (scores, wanted))
+    divergence = functional.kl_div(mine, theirs, reduction="sum", log_target=True)
+    return temperature**2 * divergence / kept.sum().clamp(min=1)

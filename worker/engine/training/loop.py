@@ -7,7 +7,6 @@ taken between two steps. How a step's work is spread over processes is the strat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Protocol, cast
 
 import torch
@@ -16,16 +15,15 @@ from torch import Tensor, nn
 from app.recipes.metrics import Quality
 from app.recipes.parallel import MAX_RANKS
 from app.recipes.training import TrainingSettings
-from worker.engine.devices import move, move_batch
-from worker.engine.errors import StepFailed
+from worker.engine.devices import fast_products, move
+from worker.engine.errors import RecipeRefused, StepFailed
 from worker.engine.parallel.choose import choose_strategy
-from worker.engine.parallel.strategy import Fact, Objective, Part, Strategy
+from worker.engine.parallel.strategy import Fact, Loss, Objective, Part, Seen, Strategy
 from worker.engine.programs.placement import move_module, runs_on_device
 from worker.engine.programs.program import Program
-from worker.engine.training.augment import augment
-from worker.engine.training.examples import Batch, BoundExamples
+from worker.engine.training.examples import BoundExamples
+from worker.engine.training.feeding import drops_last, make_parts
 from worker.engine.training.optimizers import make_optimizer
-from worker.engine.training.parts import split_batch
 from worker.engine.training.prefetch import prefetch
 from worker.engine.training.quality import Module, evaluate_module, is_better
 from worker.engine.training.run import Constraint, Run, Stateful, set_random_state
@@ -34,8 +32,8 @@ from worker.engine.training.schedules import learning_rate
 __all__ = ["Checkpoints", "Constraint", "Loss", "Stateful", "Trained", "learning_rate", "train"]
 
 REPORT_INTERVAL_SECONDS = 0.5
-Loss = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
-"""(model outputs, model inputs, labels) -> mean loss of the batch. Outputs are float32 whatever the precision."""
+MAX_UNREAD = 1000
+"""Steps whose losses wait on the device at most."""
 
 
 @dataclass(frozen=True)
@@ -110,13 +108,16 @@ def train(
         return done
     if settings.keep_best:
         examples = examples.set_apart()
-    compute_loss = loss or (
-        lambda outputs, _, labels: examples.loss(outputs, _labels(labels), label_smoothing=settings.label_smoothing)
-    )
+    _check_precision(settings, program.device)
+
+    def compute_task_loss(outputs: tuple[Tensor, ...], seen: Seen) -> Tensor:
+        return examples.loss(outputs, _labels(seen.labels), label_smoothing=settings.label_smoothing)
+
+    compute_loss = loss or compute_task_loss
     objective = Objective(compute_loss, settings.precision, program.device)
     module = module or program.module
     move_module(module, program.device)
-    steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=_drops_last(examples, settings))
+    steps_per_epoch = examples.num_training_batches(settings.batch_size, drop_last=drops_last(examples, settings))
     if steps_per_epoch == 0:
         raise StepFailed(
             f"{examples.num_training} training examples do not fill one batch of {examples.fixed_batch}",
@@ -141,6 +142,8 @@ def train(
     if checkpoints is None or not checkpoints.restore(run):
         run.before = _measure(run, examples, settings, reference)
         _keep(run, settings, run.before)
+    if settings.compile:
+        report(run.step / num_steps, "compiling the model")
     reported_at = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + strategy.seed_offset + MAX_RANKS * run.step)
@@ -148,20 +151,22 @@ def train(
             set_random_state(run.random)
         while run.step < num_steps and not run.stopped_early:
             module.train()
-            with prefetch(_make_batches(examples, settings, seed, run.epoch, run.batch)) as batches:
-                for each in batches:
-                    batch = move_batch(each, program.device)
+            with prefetch(make_parts(run, examples, settings, seed)) as batches:
+                for parts in batches:
                     rate = learning_rate(settings, run.step, num_steps)
-                    run.last_loss = _step(run, rate, settings, objective, _split(run, batch, examples, settings))
-                    run.first_loss = run.last_loss if run.step == 1 else run.first_loss
-                    if time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
-                        reported_at = time.monotonic()
+                    _step(run, rate, settings, objective, parts)
+                    if len(run.unread) == MAX_UNREAD:
+                        run.read_losses()
+                    # The other ranks have nobody to tell, and read their losses where all do.
+                    if strategy.rank == 0 and time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:
                         _report(report, run, rate)
+                        reported_at = time.monotonic()
                     if run.step == num_steps:
                         break
                     if checkpoints is not None:
                         checkpoints.offer(run)
             run.epoch, run.batch = run.epoch + 1, 0
+            run.read_losses()
             run.quality = _measure(run, examples, settings, reference)
             assert run.best_quality is not None
             if not settings.keep_best or is_better(run.quality, run.best_quality):
@@ -193,38 +198,25 @@ def train(
     return trained
 
 
-def _make_batches(
-    examples: BoundExamples, settings: TrainingSettings, seed: int, epoch: int, start: int
-) -> Iterator[Batch]:
-    """Yield the batches of an epoch from number `start` on; which they are, seed and epoch decide."""
-    batches = examples.training_batches(
-        settings.batch_size, seed=seed + epoch, drop_last=_drops_last(examples, settings), start=start
-    )
-    for index, (inputs, labels) in enumerate(batches, start):
-        yield augment(inputs, labels, settings.augmentations, (seed, epoch, index))
+def _check_precision(settings: TrainingSettings, device: torch.device) -> None:
+    """Refuse TF32 where the device has none, rather than train in another precision than the recipe says."""
+    if settings.precision == "tf32" and device.type != "cuda":
+        raise RecipeRefused(
+            "precision is 'tf32', which is arithmetic of GPUs, and this step trains on the CPU",
+            code="tf32_needs_gpu",
+            fix="Set precision to 'fp32' or 'bf16', or needs.device to 'gpu', so that a GPU worker takes the job.",
+        )
 
 
-def _split(run: Run, batch: Batch, examples: BoundExamples, settings: TrainingSettings) -> list[Part]:
-    """Return this rank's parts of a batch. A model with a fixed batch takes it whole."""
-    if examples.fixed_batch is not None:
-        return [(batch, 1.0)]
-    strategy = run.strategy
-    num_parts = settings.accumulate * (settings.parallel.microbatches if settings.parallel else 1)
-    return split_batch(batch, examples.task, num_parts, strategy.num_shares, strategy.share)
-
-
-def _step(run: Run, rate: float, settings: TrainingSettings, objective: Objective, parts: Sequence[Part]) -> float:
+def _step(run: Run, rate: float, settings: TrainingSettings, objective: Objective, parts: Sequence[Part]) -> None:
+    """Take one step. It only tells the device what to do: whatever reads a number back from there makes the host wait,
+    and the device afterwards."""
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     run.step, run.batch = run.step + 1, run.batch + 1
-    value = float(run.strategy.backward(parts, objective))
-    if not isfinite(value):
-        raise StepFailed(
-            f"the loss became {value} at step {run.step} of {run.num_steps} with learning rate {rate:.3g}",
-            code="training_diverged",
-            fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
-        )
+    with fast_products(objective.device, tf32=settings.precision == "tf32"):
+        run.unread.append((run.strategy.backward(parts, objective), rate))
     for constraint in run.constraints:
         constraint.limit_gradients()
     if settings.gradient_clip_norm is not None:
@@ -233,7 +225,6 @@ def _step(run: Run, rate: float, settings: TrainingSettings, objective: Objectiv
     with torch.no_grad():
         for constraint in run.constraints:
             constraint.restore()
-    return value
 
 
 class _Masks:
@@ -264,11 +255,6 @@ class _Masks:
             yield held, self._parts[name][1]
 
 
-def _drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
-    """Leave out an incomplete last batch, which batch norm dislikes, unless it is all there is."""
-    return examples.num_training >= settings.batch_size
-
-
 def _measure(run: Run, examples: BoundExamples, settings: TrainingSettings, reference: Module | None) -> Quality:
     run.module.eval()
 
@@ -286,6 +272,7 @@ def _keep(run: Run, settings: TrainingSettings, quality: Quality) -> None:
 
 
 def _report(report: Callable[..., None], run: Run, rate: float, *, ended: bool = False) -> None:
+    run.read_losses()
     quality = run.quality or run.before
     assert quality is not None
     report(

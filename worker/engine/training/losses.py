@@ -1,5 +1,7 @@
 """What the labels of each task mean: the loss that training lowers, and how labels are brought into its form."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,10 +13,13 @@ IGNORED_LABEL = -100
 """Positions with this label count neither in the loss nor in the quality (torch's convention)."""
 
 
-def compute_loss(task: Task, output: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def compute_loss(
+    task: Task, output: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, check: bool = True
+) -> Tensor:
     """Return the mean loss of one batch, differentiable in `output`; zero where all its labels are ignored.
 
-    `label_smoothing` spreads that share of the probability over all classes (Szegedy et al. 2016).
+    `label_smoothing` spreads that share of the probability over all classes (Szegedy et al. 2016). With `check` off,
+    the caller knows that there is a class for each label: to see that from here, the host waits for the device.
     """
     if label_smoothing and task != "classification":
         raise RecipeRefused(
@@ -23,12 +28,12 @@ def compute_loss(task: Task, output: Tensor, labels: Tensor, *, label_smoothing:
             fix="Leave label_smoothing at 0.",
         )
     if task == "classification":
-        scores, classes = align_classes(output, labels)
+        scores, classes = align_classes(output, labels, check=check)
         if scores.shape[-1] == 1:
             return _binary_loss(scores[:, 0].float(), classes, label_smoothing)
         return _class_loss(scores, classes, label_smoothing)
     if task == "language_modeling":
-        scores, tokens = shift_tokens(output, labels)
+        scores, tokens = shift_tokens(output, labels, check=check)
         return _class_loss(scores.flatten(0, 1), tokens.flatten())
     if task == "regression":
         return functional.mse_loss(output.float(), align_values(output, labels))
@@ -63,7 +68,46 @@ def _binary_loss(scores: Tensor, classes: Tensor, label_smoothing: float) -> Ten
     return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
-def align_classes(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def count_classes(task: Task, shape: Sequence[int | str], labels: Sequence[int]) -> int | None:
+    """Return how many classes an output tells apart, given its shape (names stand for sizes that vary) and that of the
+    labels; None where the task has no classes, or the shapes leave the class axis open."""
+    if task == "language_modeling":
+        return shape[-1] if isinstance(shape[-1], int) else None
+    if task != "classification":
+        return None
+    if len(shape) == 1:
+        return 2
+    rest = labels[1:] if len(labels) != 2 or labels[1] != 1 else ()
+    if len(shape) != len(rest) + 2:
+        return None
+    possible = {
+        shape[axis]
+        for axis, others in ((1, shape[2:]), (-1, shape[1:-1]))
+        if all(isinstance(size, str) or size == want for size, want in zip(others, rest, strict=True))
+    }
+    size = possible.pop() if len(possible) == 1 else None
+    return max(size, 2) if isinstance(size, int) else None
+
+
+def check_range(task: Task, labels: Tensor, num_classes: int) -> None:
+    """Refuse labels for which there is no class."""
+    if task == "language_modeling":
+        highest = int(labels.max())
+        if highest >= num_classes:
+            raise RecipeRefused(
+                f"token {highest} is outside the output's vocabulary of {num_classes}", code="label_out_of_range"
+            )
+        return
+    real = labels[labels != IGNORED_LABEL]
+    if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < num_classes:
+        raise RecipeRefused(
+            f"labels range from {int(real.min())} to {int(real.max())}, the output tells {num_classes} classes apart",
+            code="label_out_of_range",
+            fix=f"Number the classes 0 to {num_classes - 1}, or name another output in recipe.data.output.",
+        )
+
+
+def align_classes(output: Tensor, labels: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """Return scores (positions, classes) and classes (positions), whether the class axis of `output` is 1 or last."""
     if output.ndim == 1:
         output = output[:, None]
@@ -76,26 +120,17 @@ def align_classes(output: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         scores = output
     else:
         raise _refuse(output, labels, "one class number per score vector")
-    num_classes = max(scores.shape[-1], 2)
-    real = labels[labels != IGNORED_LABEL]
-    if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < num_classes:
-        raise RecipeRefused(
-            f"labels range from {int(real.min())} to {int(real.max())}, the output tells {num_classes} classes apart",
-            code="label_out_of_range",
-            fix=f"Number the classes 0 to {num_classes - 1}, or name another output in recipe.data.output.",
-        )
+    if check:
+        check_range("classification", labels, max(scores.shape[-1], 2))
     return scores.reshape(-1, scores.shape[-1]), labels.reshape(-1)
 
 
-def shift_tokens(output: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def shift_tokens(output: Tensor, tokens: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """Return scores (examples, positions, vocabulary) and the token each position should predict: the next one."""
     if output.ndim != 3 or output.shape[:2] != tokens.shape or tokens.shape[1] < 2:
         raise _refuse(output, tokens, "scores (batch, tokens, vocabulary) and at least two tokens")
-    highest = int(tokens.max())
-    if highest >= output.shape[-1]:
-        raise RecipeRefused(
-            f"token {highest} is outside the output's vocabulary of {output.shape[-1]}", code="label_out_of_range"
-        )
+    if check:
+        check_range("language_modeling", tokens, output.shape[-1])
     return output[:, :-1], tokens[:, 1:]
 
 

@@ -23,11 +23,16 @@ class Remembered:
         self._known: dict[bytes, tuple[Tensor, ...]] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs for a batch."""
-        names = _name_rows(inputs)
+        """Return the outputs for a batch on the host."""
+        return self.recall(inputs, inputs)
+
+    def recall(self, host_inputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the outputs for a batch where it is. Rows are known by what they are on the host, which need not wait
+        for the device then."""
+        names = _name_rows(host_inputs)
         if all(name in self._known for name in names):
-            rows = [self._known[name] for name in names]
-            return tuple(torch.stack(column).to(inputs[0].device) for column in zip(*rows, strict=True))
+            rows = [self._bring(name, inputs[0].device) for name in names]
+            return tuple(torch.stack(column) for column in zip(*rows, strict=True))
         outputs = self._module(*inputs)
         if all(output.ndim > 0 and len(output) == len(names) for output in outputs):
             self._remember(names, outputs)
@@ -48,6 +53,13 @@ class Remembered:
             self._known[bytes(name.numpy())] = tuple(column[place] for column in columns)
             self._room -= sum(column[place].nbytes for column in columns)
 
+    def _bring(self, name: bytes, device: torch.device) -> tuple[Tensor, ...]:
+        """Return a row's outputs on the device, where they stay: a restored one has them on the host."""
+        known = self._known[name]
+        if known[0].device != device:
+            known = self._known[name] = tuple(each.to(device) for each in known)
+        return known
+
     def _remember(self, names: list[bytes], outputs: tuple[Tensor, ...]) -> None:
         size = sum(output[0].nbytes for output in outputs)
         for index, name in enumerate(names):
@@ -59,6 +71,6 @@ class Remembered:
 def _name_rows(inputs: tuple[Tensor, ...]) -> list[bytes]:
     digests = [hashlib.blake2b(digest_size=16) for _ in range(len(inputs[0]))]
     for tensor in inputs:
-        for digest, row in zip(digests, tensor.cpu().contiguous().numpy(), strict=True):
+        for digest, row in zip(digests, tensor.contiguous().numpy(), strict=True):
             digest.update(row.tobytes())
     return [digest.digest() for digest in digests]

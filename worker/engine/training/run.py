@@ -7,6 +7,7 @@ together whole, and given back under any other plan or none.
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from app.recipes.metrics import Quality
+from worker.engine.errors import StepFailed
 from worker.engine.parallel.states import State, gather_state, load_state
 from worker.engine.parallel.strategy import Strategy
 from worker.engine.programs.program import Program
@@ -69,6 +71,29 @@ class Run:
     stopped_early: bool = False
     random: Tensors | None = None
     """The random states that a restored run goes on with; None where it was made under another plan."""
+    unread: list[tuple[Tensor, float]] = field(default_factory=list)
+    """Loss and learning rate of the newest steps; the losses are on the device still."""
+
+    def read_losses(self) -> None:
+        """Bring the losses of the newest steps to the host, which waits for the device here and in no step.
+
+        Raises StepFailed (training_diverged) where one is not finite: nothing that came after it is of use.
+        """
+        if not self.unread:
+            return
+        rates = [rate for _, rate in self.unread]
+        values: list[float] = torch.stack([loss for loss, _ in self.unread]).tolist()
+        self.unread.clear()
+        for step, (value, rate) in enumerate(zip(values, rates, strict=True), self.step - len(values) + 1):
+            if not isfinite(value):
+                raise StepFailed(
+                    f"the loss became {value} at step {step} of {self.num_steps} with learning rate {rate:.3g}",
+                    code="training_diverged",
+                    fix="Lower learning_rate, raise warmup_fraction, or set gradient_clip_norm.",
+                )
+            if step == 1:
+                self.first_loss = value
+        self.last_loss = values[-1]
 
 
 class Position(BaseModel):
@@ -97,8 +122,10 @@ _NUMBERS = tuple(name for name in Position.model_fields if name != "mesh")
 def collect(run: Run) -> tuple[Position, Tensors]:
     """Return the whole state of a run; the tensors are its own, to be read before it goes on.
 
-    Under a parallel plan every rank calls it, and only rank 0 gets what the weights and the optimizer hold.
+    Under a parallel plan every rank calls it, and only rank 0 gets what the weights and the optimizer hold. Raises
+    StepFailed where the training has diverged.
     """
+    run.read_losses()
     state = gather_state(run.strategy, run.module, run.optimizer, run.extra_parameters, run.best_state)
     tensors = {f"state/{key}/{name}": each for name, kept in state.items() for key, each in kept.items()}
     tensors |= {f"mask/{name}": mask for name, mask in run.program.masks.items()}
