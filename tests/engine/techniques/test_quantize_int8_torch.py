@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from torch import Tensor, nn
 from torch.nn import functional
@@ -92,6 +92,7 @@ def make_layer(inputs: int, outputs: int, *, bias: bool, dynamic: bool, device: 
     device=some.sampled_from(DEVICES),
     seed=some.integers(0, 1000),
 )
+@example(sizes=(2, 1, 2), bias=False, dynamic=True, device="cpu", seed=0)
 @settings(max_examples=60, deadline=None)
 def test_a_layer_multiplies_the_integers_that_it_says(
     sizes: tuple[int, int, int], bias: bool, dynamic: bool, device: Device, seed: int
@@ -128,8 +129,11 @@ def test_for_cuda_every_product_has_the_shape_that_cublas_wants(monkeypatch: pyt
     for rows, inputs, outputs in ((1, 5, 3), (16, 8, 8), (32, 64, 10), (33, 7, 16)):
         _, made = make_layer(inputs, outputs, bias=True, dynamic=True, device="cuda")
         assert made(torch.randn(rows, inputs)).shape == (rows, outputs)
+    # Transposed in memory, and of a shape that needs no filling.
+    _, made = make_layer(64, 8, bias=True, dynamic=True, device="cuda")
+    assert made(torch.randn(64, 32).t()).shape == (32, 8)
     assert all(left[0] > 16 and left[1] % 8 == right[1] % 8 == 0 for left, right in shapes)
-    assert [left[0] for left, _ in shapes] == [32, 32, 32, 64]
+    assert [left[0] for left, _ in shapes] == [32, 32, 32, 64, 32]
 
 
 @pytest.mark.filterwarnings("ignore")
