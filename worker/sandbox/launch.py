@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import stat
 import subprocess
 import sys
@@ -48,13 +49,33 @@ class SandboxProcess:
             # There is no namespace that the kernel would empty for us: let the launcher kill what it adopted.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_SECONDS)
+        # bubblewrap's child waits for bubblewrap to set it up before the kernel ties them: in the first milliseconds
+        # it would wait for ever.
+        children = _hold_children(self.process) if isolated else []
         self.process.kill()
-        return self.process.wait()
+        status = self.process.wait()
+        for child in children:
+            with contextlib.suppress(OSError):  # it has ended already
+                signal.pidfd_send_signal(child, signal.SIGKILL)
+            os.close(child)
+        return status
 
     def exit_status(self) -> int | None:
         """Return None while it runs, then the engine's status; 128 + n when signal n ended it."""
         status = self.process.poll()
         return status if status is None or status >= 0 else 128 - status
+
+
+def _hold_children(process: "subprocess.Popen[bytes]") -> list[int]:
+    """Stop a process, so that it makes no more children, and return descriptors of those it has."""
+    held: list[int] = []
+    if process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(OSError):
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                held.append(os.pidfd_open(int(child)))
+    return held
 
 
 def make_directories(directory: Path, isolation: Isolation) -> int | None:

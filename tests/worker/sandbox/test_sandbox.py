@@ -12,9 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from tests.worker.conftest import wait_until
 from worker.sandbox import launcher
 from worker.sandbox.detect import detect
 from worker.sandbox.isolation import Isolation, Limits
@@ -199,6 +201,18 @@ def test_killing_the_sandbox_ends_a_process_that_left_its_session(isolation: Iso
 
     assert sandbox.process.stdout.read() == b"", "the last writer is gone"
     _close(sandbox)
+
+
+def test_a_sandbox_that_is_killed_while_it_starts_leaves_no_process(isolation: Isolation, job: Path) -> None:
+    marker = f"early-{uuid4().hex}"
+    code = "import time; time.sleep(600)"
+    for number in range(40):
+        sandbox = start(isolation, job, [sys.executable, "-S", "-c", code, marker], LIMITS)
+        time.sleep(number % 20 * 0.0005)
+        sandbox.kill(isolation.isolates)
+        _close(sandbox)
+        remove_directory(job)
+    wait_until(lambda: not _running(marker), 20, "the end of every process")
 
 
 @pytest.mark.parametrize("method", ["bubblewrap", "namespaces", "none"])
