@@ -16,8 +16,6 @@ SAMPLE_SECONDS = 5.0
 SLICE_SECONDS = 30.0
 """After each, what was submitted is removed, or the queue would grow by more than a hundred thousand jobs."""
 WARM_UP_MINUTES = 1.0
-FLAT_MIB_PER_HOUR = 30.0
-"""A growth that says nothing: it would be less than a gigabyte in a day. Caches and the allocator wander."""
 
 
 @dataclass(frozen=True)
