@@ -36,11 +36,11 @@ class Settings(BaseSettings):
     """production: nothing starts with settings that are dangerous where others come in (`pare config check`)."""
     data_dir: AbsolutePath = Path("pare-data")
     """Where the embedded defaults keep the database, the files and the queue."""
-    database_url: str = ""
+    database_url: str = Field("", repr=False)
     """SQLAlchemy URL: sqlite:///... or postgresql+psycopg://...; empty means pare.sqlite3 in data_dir."""
-    broker_url: str = "redis://127.0.0.1:6379/0"
+    broker_url: str = Field("redis://127.0.0.1:6379/0", repr=False)
     """Redis or Valkey, carries wake-up hints only."""
-    storage_url: str = ""
+    storage_url: str = Field("", repr=False)
     """Where files are kept: file:///... or s3://bucket/prefix?endpoint=...; empty means `store` in data_dir."""
 
     storage_reserve_bytes: int = Field(256 * MIB, ge=0)

@@ -1,10 +1,11 @@
 """The distillation pipeline through the real service over HTTP, on CIFAR-10 images.
 
-    python benchmarks/distillation_pipeline.py --data DIR [--url URL] [--report FILE]
+    python -m benchmarks.distillation_pipeline --data DIR [--student derived|uploaded] [--url URL] [--report FILE]
 
 DIR holds cifar10_train.npz, cifar10_test.npz (x: uint8 NHWC, y) and resnet20_cifar10.pt2. Without --url, a `pare serve`
 is started on a free port and ended again. The teacher is that ResNet-20, fine-tuned on the training images first; the
-student is derived from it. Prints the job's report: teacher, student without teacher, student with teacher, trials.
+student is derived from it, or an uploaded ResNet-8 of half the width with random weights. Prints the job's report:
+teacher, student without teacher, student with teacher, trials.
 """
 
 import argparse
@@ -19,8 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from benchmarks.distillation import ResNet8
 from pare.client import Client
+from pare.records import Model
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -34,6 +38,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=2000)
     parser.add_argument("--teacher-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=6, help="of each student")
+    parser.add_argument("--student", choices=["derived", "uploaded"], default="derived")
     parser.add_argument("--width", type=float, default=0.5)
     parser.add_argument("--depth", type=float, default=0.5)
     parser.add_argument("--trials", type=int, default=4, help="0: no tuning")
@@ -83,9 +88,8 @@ def run(client: Client, options: argparse.Namespace, directory: Path) -> str:
         "num_trials": options.trials, "reduction": 4, "temperature": [2.0, 4.0], "label_weight": [0.1, 0.5],
         "learning_rate": [0.003, 0.01],
     }  # fmt: skip
-    request = {
+    request: dict[str, object] = {
         "teacher_training": {"kind": "finetune", "epochs": options.teacher_epochs},
-        "student": {"kind": "derive_student", "width": options.width, "depth": options.depth},
         "training": {"kind": "distill", "epochs": options.epochs, "learning_rate": 0.01},
         "tuning": tuning if options.trials else None,
         "target": {"num_runs": 50},
@@ -93,6 +97,11 @@ def run(client: Client, options: argparse.Namespace, directory: Path) -> str:
     uploaded = client.models.wait(client.models.upload(model).id)
     assert uploaded.facts is not None
     (tensor,) = uploaded.facts.inputs
+    request["student"] = (
+        {"kind": "derive_student", "width": options.width, "depth": options.depth}
+        if options.student == "derived"
+        else {"kind": "take_student", "student": upload_student(client, directory).id}
+    )
     started_at = time.monotonic()
     result = client.distill(
         uploaded.id,
@@ -112,6 +121,15 @@ def run(client: Client, options: argparse.Namespace, directory: Path) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def upload_student(client: Client, directory: Path) -> Model:
+    """Upload the small network of benchmarks/distillation.py, as its seed made it."""
+    torch.manual_seed(0)
+    module, example = ResNet8().eval(), torch.zeros(2, 3, 32, 32)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, directory / "student.pt2")
+    return client.models.wait(client.models.upload(directory / "student.pt2").id)
 
 
 if __name__ == "__main__":
