@@ -119,7 +119,8 @@ def look_at_engines(service: int, data_dir: Path, seen: Sighting) -> None:
             seen.environments.add(Path(f"/proc/{engine}/environ").read_bytes())
         except (FileNotFoundError, ProcessLookupError):
             continue
-    for path in (data_dir / "work").rglob("*"):
+    # os.walk goes on where a folder ends while it is read.
+    for path in (Path(folder) / name for folder, _, names in os.walk(data_dir / "work") for name in names):
         try:
             if path.is_file() and path.stat().st_size < 10**7:
                 seen.files[path] = path.read_bytes()
