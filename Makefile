@@ -42,11 +42,11 @@ demo: install  ## train a small CNN, make it smaller through a real service, sho
 serve: install  ## run the whole service on this machine (loopback, data in ./pare-data)
 	$(BIN)/pare serve $(SERVE_ARGS)
 
-test: install-dev  ## all tests that need neither a GPU nor Docker
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu and not faults" $(PYTEST_ARGS)
+test: install-dev  ## the tests that need neither a GPU nor Docker, but for the long ones
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu and not faults and not long" $(PYTEST_ARGS)
 
-test-faults: install-dev  ## every fault case, and each without its defence (about half an hour)
-	$(BIN)/pytest -n 2 -m "faults and not docker and not gpu" --timeout 600 $(PYTEST_ARGS)
+test-faults: install-dev  ## every fault case, each without its defence, and the long tests (about 45 minutes)
+	$(BIN)/pytest -n 2 -m "(faults or long) and not docker and not gpu" --timeout 600 $(PYTEST_ARGS)
 
 chaos: install-dev  ## five minutes of random faults over a whole service, then its invariants
 	$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS)

@@ -10,7 +10,7 @@ from tests.engine.digits import Convolutions, make_uploads
 from tests.worker.real_service import real_service
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_distillation_of_digits_ends_with_a_student_that_loads_and_a_fair_comparison(
     sqlite_url: str, tmp_path: Path

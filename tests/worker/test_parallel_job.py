@@ -36,6 +36,7 @@ def test_two_processes_fine_tune_and_the_metrics_say_so(service: Service) -> Non
     assert service.ranks() == []
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_job_goes_on_when_one_of_its_processes_is_killed(service: Service) -> None:
     job_id = service.submit(epochs=20, batch_size=64, parallel={"data": 2})

@@ -80,6 +80,7 @@ def test_a_language_model_with_text_is_trained_pruned_and_quantized(service: Rea
     assert len(files["model.packed"]) < 0.5 * len(files["model.onnx"])
 
 
+@pytest.mark.long
 def test_a_classifier_of_text_is_factorized_and_runs_in_integers(service: RealService, tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = save_zip(
@@ -157,6 +158,7 @@ def test_a_zip_of_images_trains_a_model_of_the_catalogue(service: RealService, t
         np.testing.assert_allclose(found[output], wanted, atol=1e-4)
 
 
+@pytest.mark.long
 def test_an_onnx_file_becomes_a_static_integer_one(service: RealService, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     weights = {
