@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from app.settings import Settings
+from worker.addresses import count_cuda_library_bytes
 from worker.devices import Gpu, list_nodes
 from worker.log import CappedLog
 from worker.progress import ProgressInbox
@@ -82,18 +83,23 @@ class EngineFactory:
     gpus: tuple[Gpu, ...] = ()
     """All that its engines see."""
 
+    def limit(self, num_ranks: int) -> Limits:
+        """Return what each process of an engine may use."""
+        memory_bytes = self.settings.engine_memory_bytes // num_ranks + count_cuda_library_bytes()
+        return Limits(
+            # CUDA reserves addresses for more than all memory: with a GPU, the container has to set the limit.
+            memory_bytes=None if self.gpus else memory_bytes,
+            file_bytes=self.settings.max_artifact_bytes,
+            cpu_seconds=_MAX_CPU_SECONDS,
+        )
+
     def start(self, num_ranks: int = 1) -> EngineProcess:
         """Start one. The kernel ties it to the calling thread.
 
         With several ranks its processes may talk to each other, and each gets an equal share of the memory.
         """
         directory = self.work / secrets.token_hex(8)
-        limits = Limits(
-            # CUDA reserves addresses for more than all memory: with a GPU, the container has to set the limit.
-            memory_bytes=None if self.gpus else self.settings.engine_memory_bytes // num_ranks,
-            file_bytes=self.settings.max_artifact_bytes,
-            cpu_seconds=_MAX_CPU_SECONDS,
-        )
+        limits = self.limit(num_ranks)
         log = CappedLog(directory.with_suffix(".log"), self.settings.max_log_bytes)
         try:
             sandbox = start(

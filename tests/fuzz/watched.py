@@ -252,7 +252,9 @@ def _forbid(job: Path, say: Any) -> None:
 
 def _is_installed(library: Any) -> bool:
     # Packages load their own libraries when they are first used; nothing of an upload can lie there.
-    return library in (None, "libc.so.6") or _lies_in(library, os.path.realpath(sys.prefix) + os.sep)
+    # torch's CUDA build asks NVIDIA's own library for GPUs, by its plain name.
+    known = (None, "libc.so.6", "libnvidia-ml.so.1")
+    return library in known or _lies_in(library, os.path.realpath(sys.prefix) + os.sep)
 
 
 def _lies_in(path: Any, inside: str) -> bool:

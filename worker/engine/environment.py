@@ -49,7 +49,9 @@ def describe_environment(plan: Plan, device: torch.device) -> Environment:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of what writes or runs artifacts."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    found = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    # It names its build too: 2.13.0+cpu and 2.13.0+cu130 compute with different libraries.
+    return found | {"torch": str(torch.__version__)}
 
 
 def read_processor() -> str:
