@@ -112,6 +112,7 @@ def test_a_classifier_of_text_is_factorized_and_runs_in_integers(service: RealSe
     assert any("Integer" in node.op_type or "Quant" in node.op_type for node in made.graph.node)
 
 
+@pytest.mark.long
 def test_a_zip_of_images_trains_a_model_of_the_catalogue(service: RealService, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = CATALOGUE["vit"].build(

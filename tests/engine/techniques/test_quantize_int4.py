@@ -158,6 +158,7 @@ def test_the_onnx_file_is_small_and_gives_the_module_s_outputs(bits: int, tmp_pa
     assert before.read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
+@pytest.mark.long
 def test_a_whole_job_verifies(tmp_path: Path) -> None:
     uploads = make_uploads(Rows(), tmp_path, epochs=1)
     step = {"kind": "quantize_int4", "method": "gptq", "num_calibration_examples": 64}

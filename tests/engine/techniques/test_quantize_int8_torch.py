@@ -166,7 +166,7 @@ def test_digits_stay_recognized_from_integers(mode: str, device: Device, rows: Q
     before = evaluate_module(program.module, examples, 64)
     outcome, result = rows(mode, device)
     after = evaluate(open_model(result.path, "torch", result.signature, 1), examples)
-    assert before.value > 0.4
+    assert before.value > 0.25  # a few steps of training, from 0.1
     assert after.value > before.value - 0.02
     weights = dict(torch.export.load(result.path).state_dict)
     integers = {name: each for name, each in weights.items() if each.dtype == torch.int8}
