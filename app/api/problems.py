@@ -246,6 +246,12 @@ def _answer_invalid(request: Request, error: Exception) -> Response:
         place = found[0]
         detail = f"the body is not JSON: {place['ctx']['error']} at character {place['loc'][-1]}"
         return make_problem(HTTPStatus.BAD_REQUEST, "invalid_json", detail, "Send a JSON object.")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if any(item["loc"] == ("body",) for item in found) and media_type and not media_type.endswith("json"):
+        # The framework did not read it, and would say that bytes are no object.
+        detail = f"the body was sent as {media_type[:100]}, and only application/json is read"
+        fix = "Send the header Content-Type: application/json (curl: -H 'Content-Type: application/json')."
+        return make_problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, UnsupportedFormat.code, detail, fix)
     errors = list(dict.fromkeys(Problem(_locate(item["loc"], error.body), _explain(item)) for item in found))
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""

@@ -23,7 +23,10 @@ Turn = tuple[int, float]
 
 @dataclass
 class Places:
-    """The queue at one moment, and what came to it since that this process knows of."""
+    """The queue at one moment, and what came to it since that this process knows of.
+
+    Many threads read and add at once: whoever goes through a dictionary goes through a copy, which is made in one step.
+    """
 
     running: Running
     standings: dict[str, Standing]
@@ -42,7 +45,7 @@ class Places:
         """Return how many jobs of an owner wait, checks of uploads aside."""
         return sum(
             length
-            for (_, priority, name), length in self.lengths.items()
+            for (_, priority, name), length in list(self.lengths.items())
             if name == owner and priority < CHECK_PRIORITY
         )
 
@@ -57,7 +60,7 @@ class Places:
                 levels.setdefault(level, {})[name] = length
         rank = self._ranks.get(job_id) if job_id is not None else None
         levels[priority][owner] = (self.lengths[device, priority, owner] if rank is None else rank) + 1
-        return count_turns(levels, self.standings, owner)
+        return count_turns(levels, dict(self.standings), owner)
 
 
 def read_places(session: Session) -> Places:
@@ -74,6 +77,9 @@ def read_places(session: Session) -> Places:
         key = (device, priority, owner)
         places._ranks[job_id] = places.lengths[key]
         places.lengths[key] += 1
+    # Each statement sees another moment: an owner may have come between the two.
+    for owner in {owner for _, _, owner in places.lengths}:
+        know_standing(session, places, owner)
     return places
 
 

@@ -165,7 +165,7 @@ def _read_facts(session: Session, model: ModelRow) -> ModelFacts:
     if facts is None:
         facts = ModelFacts.model_validate(session.scalar(select(ModelRow.facts).where(ModelRow.id == model.id)))
         if len(_FACTS) >= _MAX_FACTS:
-            _FACTS.pop(next(iter(_FACTS)), None)
+            _FACTS.clear()
         _FACTS[model.id] = facts
     return facts
 

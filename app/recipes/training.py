@@ -40,8 +40,8 @@ class TrainingSettings(Spec):
     """Arithmetic of the forward and backward pass. tf32 multiplies with 10 bits of mantissa, on GPUs only; bf16 with 7.
     Weights, sums and the optimizer stay fp32."""
     compile: bool = False
-    """Translate the model into fused kernels first (torch.compile): takes a while once, then steps are faster. The
-    weights are the same up to rounding. The worker needs a C++ compiler."""
+    """Translate the model into fused kernels first (torch.compile): takes a while once, then steps may be faster.
+    The weights are the same up to rounding. The worker needs a C++ compiler."""
     augmentations: Items[Literal["flip", "crop"]] = Field((), max_length=2)
     """Of 4-d image inputs (channels first): mirror left and right; shift by up to an eighth of the size."""
     keep_best: bool = True

@@ -101,7 +101,8 @@ def owner_pauses_and_comes_back(stack: Stack) -> None:
     stack.wait_until(lambda: "checkpoint" in kinds_of(stack, job_id), "the checkpoint")
     engines = engines_of(stack)
     paused = children_of(main_of(first))
-    send(signal.SIGSTOP, *paused)
+    with stack.bench.database.session():  # SQLite has one writer: stopped in a transaction, it would stop everybody
+        send(signal.SIGSTOP, *paused)
     stack.start()
     stack.wait_for_stage(job_id, "second")
 

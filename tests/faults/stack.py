@@ -27,7 +27,7 @@ from tests.app.jobs.world import model_facts
 from tests.faults.oracle import Answer, History, find_violations
 from tests.faults.points import mark_of, release_of
 from tests.postgres import PostgresServer
-from tests.worker.conftest import ENGINES, RECIPE, TERMINAL, Bench, Broker, count_workers, find_processes
+from tests.worker.conftest import ENGINES, RECIPE, TERMINAL, Bench, Broker, find_processes, ids_of_workers
 from worker.children import Child
 from worker.settings import WorkerSettings
 from worker.workspace import Workspace
@@ -87,11 +87,11 @@ class Stack:
         command = [*prefix, sys.executable, "-m", "tests.faults.process", module]
         child = Child(module, command, settings, log, 30)
         log.parent.mkdir(exist_ok=True)
-        num_workers = count_workers(self.bench) if module == "worker" else 0
+        known = ids_of_workers(self.bench) if module == "worker" else set()
         child.start()
         self.children.append(child)
         if wait and module == "worker":
-            self._wait_for_start(child, lambda: count_workers(self.bench) > num_workers)
+            self._wait_for_start(child, lambda: bool(ids_of_workers(self.bench) - known))
         if wait and module == "worker.dispatch":
             self._wait_for_start(child, lambda: "dispatching" in child.tail(4000))
         return child

@@ -244,12 +244,12 @@ def start(bench: Bench, broker: Broker, tmp_path: Path) -> Iterator[Start]:
             environment = bench.environment(**{"PARE_BROKER_URL": broker.embedded.url, **settings})
             number = len(list(tmp_path.glob("*.log")))
             child = Child(module, [sys.executable, "-m", module], environment, tmp_path / f"{module}{number}.log", 30)
-            workers = count_workers(bench)
+            workers = ids_of_workers(bench)
             child.start()
             started.append(child)
             stack.callback(child.stop, lambda: False)
             if module == "worker" and wait:
-                wait_until(lambda: count_workers(bench) > workers, what="the worker")
+                wait_until(lambda: ids_of_workers(bench) - workers, what="the worker")
             return child
 
         yield start_one
@@ -258,6 +258,6 @@ def start(bench: Bench, broker: Broker, tmp_path: Path) -> Iterator[Start]:
                 child.process.terminate()  # all at once; each is waited for on the way out
 
 
-def count_workers(bench: Bench) -> int:
+def ids_of_workers(bench: Bench) -> set[str]:
     with bench.database.read() as session:
-        return len(list_workers(session, 60))
+        return {worker.id for worker in list_workers(session, 60)}

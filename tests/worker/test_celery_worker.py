@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from app.db.tables import EventRow
 from app.jobs import cancel_job
-from tests.worker.conftest import Bench, Broker, Start, count_workers, wait_until
+from tests.worker.conftest import Bench, Broker, Start, ids_of_workers, wait_until
 from worker.children import Child
 
 BOTH = pytest.mark.parametrize("bench", [pytest.param("sqlite", marks=pytest.mark.faults), "postgresql"], indirect=True)
@@ -222,7 +222,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back_at_once(bench: Bench, start
     job = bench.read(job_id)
     assert (job.state, job.max_attempts - job.attempt) == ("queued", 1), worker.tail(6000)
     assert bench.processes() == []
-    assert count_workers(bench) == 0
+    assert ids_of_workers(bench) == set()
 
 
 def test_poison_messages_harm_nothing(bench: Bench, broker: Broker, start: Start) -> None:

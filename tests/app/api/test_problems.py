@@ -122,11 +122,13 @@ def test_large_json_is_413(client: TestClient, settings: Settings, chunked: bool
     assert str(settings.max_body_bytes) in problem["detail"]
 
 
-def test_json_under_another_name_is_refused(client: TestClient) -> None:
-    # A page of another site can send text/plain without asking; JSON it cannot.
-    answer = client.post("/v1/jobs", content=b"{}", headers={"Content-Type": "text/plain"})
-    assert answer.status_code in (415, 422)
-    check_problem(answer, answer.status_code, answer.json()["code"])
+# A page of another site can send these without asking; JSON it cannot. The second is what curl -d says by itself.
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded; charset=utf-8"])
+def test_json_under_another_name_is_refused_and_the_header_named(client: TestClient, media_type: str) -> None:
+    answer = client.post("/v1/jobs", content=b"{}", headers={"Content-Type": media_type})
+    problem = check_problem(answer, 415, "unsupported_format")
+    assert media_type.partition(";")[0] in problem["detail"]
+    assert "Content-Type: application/json" in problem["fix"]
 
 
 def test_unexpected_error_tells_nothing_and_is_logged(

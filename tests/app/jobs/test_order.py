@@ -9,7 +9,7 @@ from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import event, select, text
 
 from app import jobs
 from app.db.session import Database
@@ -164,6 +164,26 @@ def test_a_new_job_would_stand_behind_the_older_ones_of_its_owner(world: World) 
     assert places.count_ahead("cpu", 0, "bob") == 1  # after one of ann's: their turns are equally old
     assert places.count_ahead("cpu", 1, "ann") == 0
     assert places.count_ahead("gpu", 0, "ann") == 0
+
+
+def test_an_owner_may_come_while_the_queue_is_read(world: World) -> None:
+    ann = queue(world, owner="ann")
+    asked: list[str] = []
+
+    def come(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+        if len(asked) == 3:  # the lines are read after the turns
+            queue(world, owner="bob", age=1)
+
+    event.listen(world.database.reader, "before_cursor_execute", come)
+    try:
+        with world.database.read() as session:
+            places = read_places(session)
+    finally:
+        event.remove(world.database.reader, "before_cursor_execute", come)
+    assert len(asked) >= 3
+    assert places.count_ahead("cpu", 0, "ann", ann) == 0
+    assert {"ann", "bob"} >= {owner for _, _, owner in places.lengths}
 
 
 def _claim_all(url: str, worker_id: str, barrier: Barrier, results: "Queue[list[str]]") -> None:
