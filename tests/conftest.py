@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from app.db.session import Database
 from app.settings import Settings
@@ -27,6 +28,9 @@ LONG_FILES = (
 def pytest_configure(config: pytest.Config) -> None:
     """Plant secrets, and watch what becomes of them."""
     config.pluginmanager.register(canaries)
+    # structlog's own choice shows the variables of every frame, which the service never does, and takes seconds for it.
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

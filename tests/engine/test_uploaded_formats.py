@@ -40,6 +40,7 @@ def made_from(finished: Finished) -> dict[str, Any]:
     return origin
 
 
+@pytest.mark.long
 def test_a_hugging_face_folder_is_optimized(tmp_path: Path) -> None:
     # Made by hand: only the engine's process needs transformers.
     config = {

@@ -37,7 +37,6 @@ def expected(service: Service) -> dict[str, Tensor]:
 
 
 @pytest.mark.faults
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_a_killed_rank_changes_nothing(plan: dict[str, Any], service: Service, expected: dict[str, Tensor]) -> None:
@@ -60,7 +59,6 @@ def test_a_killed_rank_changes_nothing(plan: dict[str, Any], service: Service, e
 
 
 @pytest.mark.faults
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_hung_rank_ends_by_the_deadline_and_the_job_goes_on(service: Service, expected: dict[str, Tensor]) -> None:
     job_id = service.submit("safetensors", **TRAINING, parallel={"data": 2, "timeout_seconds": 3})
@@ -78,7 +76,6 @@ def test_a_hung_rank_ends_by_the_deadline_and_the_job_goes_on(service: Service, 
 
 
 @pytest.mark.faults
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_compiled_job_ends_where_the_others_do(service: Service, expected: dict[str, Tensor]) -> None:
     job_id = service.submit("safetensors", **TRAINING, compile=True)

@@ -61,7 +61,6 @@ def count_checkpoints(stack: Stack, job_id: str) -> int:
 
 
 @pytest.mark.faults
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_training_ends_with_the_weights_of_an_undisturbed_one(sqlite_url: str, tmp_path: Path) -> None:
     (tmp_path / "uploads").mkdir()

@@ -42,6 +42,7 @@ def optimize(uploads: Uploads, recipe: NamedRecipe, device: str, directory: Path
     assert checked.good.error is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_recipe_runs_on_the_cpu(name: str, uploads: dict[str, Uploads], tmp_path: Path) -> None:
     model, recipe = NAMES[name]

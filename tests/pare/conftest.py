@@ -242,6 +242,7 @@ def service_settings(tmp_path: Path, sqlite_url: str) -> Settings:
 @pytest.fixture
 def service_port(service_settings: Settings) -> Iterator[int]:
     """The app behind a real server. Its log goes nowhere: a command's output is what these tests read."""
+    before = structlog.get_config()
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     config = uvicorn.Config(
         create_app(service_settings), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1
@@ -255,7 +256,7 @@ def service_port(service_settings: Settings) -> Iterator[int]:
     yield server.servers[0].sockets[0].getsockname()[1]
     server.should_exit = True
     thread.join()
-    structlog.reset_defaults()
+    structlog.configure(**before)
 
 
 @pytest.fixture

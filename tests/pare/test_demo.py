@@ -34,7 +34,6 @@ def _left_behind(directory: Path) -> list[str]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_demo_makes_a_smaller_faster_model_that_predicts_without_pare(
     tmp_path: Path, environment: dict[str, str]
@@ -58,13 +57,12 @@ def test_demo_makes_a_smaller_faster_model_that_predicts_without_pare(
     assert _left_behind(tmp_path) == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 @pytest.mark.parametrize(
     ("marker", "number", "code"),
     [
         (None, signal.SIGINT, 130),  # before it has said anything: while the service starts
-        ("[2/5]", signal.SIGTERM, 143),  # while it trains
+        pytest.param("[2/5]", signal.SIGTERM, 143, marks=pytest.mark.long),  # while it trains
         pytest.param("job: running", signal.SIGINT, 130, marks=pytest.mark.faults),  # while the engine runs
     ],
 )

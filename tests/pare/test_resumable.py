@@ -126,7 +126,6 @@ def start_service(service_settings: Settings) -> Iterator[Callable[[], subproces
         process.wait()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_an_upload_outlives_the_service(start_service: Any, tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"

@@ -66,6 +66,7 @@ def test_a_repeated_message_runs_once(bench: Bench, broker: Broker, start: Start
     assert (count_runs(bench, job_id), bench.read(job_id).attempt) == (1, 1)
 
 
+@pytest.mark.long
 def test_a_wiped_broker_loses_no_job(bench: Bench, broker: Broker, start: Start) -> None:
     start("worker.dispatch")
     job_ids = [bench.queue(["finish"]) for _ in range(3)]
@@ -130,7 +131,7 @@ def test_the_job_of_a_killed_worker_finishes_on_another(bench: Bench, start: Sta
 
 
 @pytest.mark.short_leases
-@pytest.mark.parametrize("victim", ["main", "child"])
+@pytest.mark.parametrize("victim", ["main", pytest.param("child", marks=pytest.mark.long)])
 def test_nothing_is_left_when_either_process_of_a_worker_is_killed(bench: Bench, start: Start, victim: str) -> None:
     start("worker.dispatch")
     worker = start()
@@ -151,7 +152,10 @@ def test_nothing_is_left_when_either_process_of_a_worker_is_killed(bench: Bench,
 
 
 @pytest.mark.short_leases
-@pytest.mark.parametrize("victim", ["engine", "child", "main", "tree"])
+@pytest.mark.parametrize(
+    "victim",
+    ["engine", pytest.param("child", marks=pytest.mark.long), pytest.param("main", marks=pytest.mark.long), "tree"],
+)
 def test_a_job_goes_on_from_its_checkpoint_whoever_was_killed(bench: Bench, start: Start, victim: str) -> None:
     start("worker.dispatch")
     worker = start()
@@ -251,6 +255,7 @@ def test_poison_messages_harm_nothing(bench: Bench, broker: Broker, start: Start
     assert not marker.exists()
 
 
+@pytest.mark.long
 def test_a_short_job_does_not_wait_behind_a_long_one(bench: Bench, start: Start) -> None:
     start()
     start()
@@ -262,6 +267,7 @@ def test_a_short_job_does_not_wait_behind_a_long_one(bench: Bench, start: Start)
     assert bench.read(long).state == "running"
 
 
+@pytest.mark.long
 def test_two_dispatchers_publish_without_loss(bench: Bench, start: Start) -> None:
     start("worker.dispatch")
     second = start("worker.dispatch")
@@ -274,6 +280,7 @@ def test_two_dispatchers_publish_without_loss(bench: Bench, start: Start) -> Non
     assert [count_runs(bench, job_id) for job_id in job_ids] == [1] * 5
 
 
+@pytest.mark.long
 def test_torch_is_in_no_process_of_the_service_side(bench: Bench, start: Start) -> None:
     worker = start(wait=True)
     dispatcher = start("worker.dispatch")

@@ -21,6 +21,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_two_processes_fine_tune_and_the_metrics_say_so(service: Service) -> None:
     job_id = service.submit(max_steps=20, parallel={"data": 2})
 

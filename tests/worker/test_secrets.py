@@ -186,7 +186,6 @@ def _use(client: httpx2.Client, run: Run, service: int) -> None:
     look_at_engines(service, data_dir, run.engines)
 
 
-@pytest.mark.slow
 def test_no_secret_reaches_a_log_an_answer_a_row_or_an_engine(run: Run) -> None:
     secrets = {*MARKS.values(), BROKER_PASSWORD, COLLECTOR_KEY, run.token, run.token.split("_")[3], run.forged}
     where: dict[str, bytes] = {str(path): path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
@@ -205,7 +204,6 @@ def test_no_secret_reaches_a_log_an_answer_a_row_or_an_engine(run: Run) -> None:
     assert run.token.split("_")[2].encode() in where["database"], "the search finds what is there: the key's id"
 
 
-@pytest.mark.slow
 def test_every_process_names_the_request_the_job_and_the_owner(run: Run) -> None:
     """From the line of the request that submitted a job to the end of its engines."""
     key_id = f"key_{run.token.split('_')[2]}"
@@ -226,14 +224,12 @@ def test_every_process_names_the_request_the_job_and_the_owner(run: Run) -> None
     assert {(line["attempt"], line["epoch"]) for line in about["worker"]} == {(1, 1)}
 
 
-@pytest.mark.slow
 def test_the_check_of_an_upload_is_named_after_the_upload(run: Run) -> None:
     claimed = [line for line in run.lines("worker") if line.get("request_id") == run.upload_request]
     assert {line["action"] for line in claimed if line["event"] == "claimed"} == {"check_model"}
     assert {line["owner"] for line in claimed} == {"ann"}
 
 
-@pytest.mark.slow
 def test_one_trace_leads_from_the_request_to_the_steps_of_the_engine(run: Run) -> None:
     assert run.collector.authorizations == {COLLECTOR_KEY}
     spans = [span for span in run.collector.spans() if span.trace_id == TRACE]

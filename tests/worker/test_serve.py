@@ -82,9 +82,13 @@ def ask(url: str) -> dict[str, object]:
 
 # A unix socket's path has at most 107 bytes; the data directory may be as deep as it likes.
 @pytest.mark.parametrize(
-    ("number", "below"), [(signal.SIGINT, "d" * 120), (signal.SIGTERM, ""), (signal.SIGKILL, "")],
-    ids=["interrupt-deep", "terminate", "kill"],
-)  # fmt: skip
+    ("number", "below"),
+    [
+        pytest.param(signal.SIGINT, "d" * 120, id="interrupt-deep", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "", id="terminate"),
+        pytest.param(signal.SIGKILL, "", id="kill"),
+    ],
+)
 def test_everything_starts_answers_and_is_gone_however_it_ends(
     serve: Serve, tmp_path: Path, number: int, below: str
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_job_gets_to_the_worker_that_can_run_it(bench: Bench, start: Start) ->
     assert [job.attempt for job in ended] == [1, 1, 1]
 
 
+@pytest.mark.long
 @BOTH
 def test_owners_share_a_worker_and_urgent_jobs_go_first(bench: Bench, start: Start) -> None:
     start()
@@ -124,6 +125,7 @@ def test_a_job_nobody_can_run_says_so_until_somebody_can(bench: Bench, start: St
     assert bench.read(job_id).waiting_reason is None
 
 
+@pytest.mark.long
 def test_a_worker_with_gpus_leaves_cpu_jobs_alone_unless_told(bench: Bench, start: Start) -> None:
     start("worker.dispatch")
     start(**GPUS)

@@ -25,7 +25,7 @@ from tests.worker.real_service import RealService, real_service
 from worker.engine import load
 from worker.engine.catalogue.registry import CATALOGUE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 TARGET = {"num_runs": 10}
 
 
@@ -47,6 +47,7 @@ def write_texts(path: Path) -> None:
     pq.write_table(pa.table({"text": texts, "noun": [int(noun) for noun, _, _ in rows]}), path)
 
 
+@pytest.mark.long
 def test_a_language_model_with_text_is_trained_pruned_and_quantized(service: RealService, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = service.upload(

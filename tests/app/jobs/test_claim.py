@@ -89,7 +89,6 @@ def _claim_all(url: str, worker_id: str, barrier: Barrier, results: "Queue[list[
     results.put(won)
 
 
-@pytest.mark.slow
 def test_racing_processes_never_claim_a_job_twice(world: World) -> None:
     num_jobs, num_workers = 120, 4
     job_ids = set(world.submit_many(num_jobs))

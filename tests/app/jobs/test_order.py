@@ -203,7 +203,6 @@ def _claim_all(url: str, worker_id: str, barrier: Barrier, results: "Queue[list[
     results.put(won)
 
 
-@pytest.mark.slow
 def test_racing_processes_take_every_job_once_and_fairly(world: World) -> None:
     num_jobs, num_workers = 200, 4
     with world.database.session() as session:

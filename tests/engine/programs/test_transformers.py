@@ -57,7 +57,12 @@ MODELS = {
 
 @pytest.mark.parametrize(
     ("name", "dynamic"),
-    [("minilm", True), ("minilm", False), ("llama", True), ("gpt2", True)],
+    [
+        ("minilm", True),
+        pytest.param("minilm", False, marks=pytest.mark.long),
+        pytest.param("llama", True, marks=pytest.mark.long),
+        ("gpt2", True),
+    ],
     ids=["minilm", "minilm-static", "llama", "gpt2"],
 )
 def test_transformers(name: str, dynamic: bool, tmp_path: Path) -> None:

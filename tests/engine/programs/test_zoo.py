@@ -73,7 +73,13 @@ def test_imported_outputs_equal_and_training_changes_the_weights(
     assert all(program.module.state_dict()[key] == before[key] + 1 for key in counters)
 
 
-@pytest.mark.parametrize("name", sorted(set(ZOO) - {"mlp", "lstm", "gru"}))  # the deep recurrent ones have all of it
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] if name in ("gru_deep", "unet") else [])
+        for name in sorted(set(ZOO) - {"mlp", "lstm", "gru"})  # the deep recurrent ones have all of it
+    ],
+)
 def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
     export_model(name, tmp_path / "model.pt2")
     program = open_program(tmp_path / "model.pt2", tmp_path)
@@ -113,7 +119,7 @@ def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(stored[key], state[key]) for key in state)
 
 
-@pytest.mark.parametrize("name", ["cnn", "lstm"])
+@pytest.mark.parametrize("name", ["cnn", pytest.param("lstm", marks=pytest.mark.long)])
 def test_the_same_program_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     export_model(name, tmp_path / "model.pt2")
     digests = []

@@ -28,7 +28,13 @@ LEFT_OUT = {
     "quantize_int8_torch_weights": "the same",
     "quantize_aware_training": "the same",
 }
-CHOSEN = [(model, recipe) for model, recipe in CASES if recipe.name not in LEFT_OUT]
+LONG = ("quantize_int4_gptq-cnn", "quantize_int4_of_pruned-cnn", "quantize_mixed-cnn", "quantize_mixed-transformer")
+CHOSEN = [
+    pytest.param(model, recipe, id=name, marks=[pytest.mark.long] if name in LONG else [])
+    for model, recipe in CASES
+    if recipe.name not in LEFT_OUT
+    for name in [f"{recipe.name}-{model}"]
+]
 
 
 def run(model: str, recipe: NamedRecipe, device: torch.device, directory: Path) -> tuple[Program, list[dict[str, Any]]]:
@@ -60,7 +66,7 @@ def tensors(program: Program) -> dict[str, Tensor]:
     return {**program.module.state_dict(), **masks, **encodings}
 
 
-@pytest.mark.parametrize(("model", "recipe"), CHOSEN, ids=[f"{recipe.name}-{model}" for model, recipe in CHOSEN])
+@pytest.mark.parametrize(("model", "recipe"), CHOSEN)
 def test_a_recipe_on_a_device_leaves_what_it_leaves_on_the_cpu(model: str, recipe: NamedRecipe, tmp_path: Path) -> None:
     expected, facts = run(model, recipe, CPU, tmp_path / "cpu")
     with simulated_device() as simulated:
