@@ -55,7 +55,7 @@ def find_weaknesses(settings: Settings, environment: Mapping[str, str]) -> list[
         *_look_at_access(settings, environment),
         *_look_at_database(settings.database_url, environment),
         *_look_at_broker(settings.broker_url),
-        *_look_at_storage(settings.storage_url, environment),
+        *_look_at_storage(settings, environment),
         *_look_at_directories(settings),
         *_look_at_webhooks(settings),
     ]
@@ -170,13 +170,15 @@ def _look_at_broker(url: str) -> Iterator[Finding]:
         yield _in_clear("broker", f"the broker at {host}", "Use rediss:// in PARE_BROKER_URL.")
 
 
-def _look_at_storage(url: str, environment: Mapping[str, str]) -> Iterator[Finding]:
-    parts = urlsplit(url)
+def _look_at_storage(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    parts = urlsplit(settings.storage_url)
     if parts.scheme != "s3":
         return
     secret = environment.get("AWS_SECRET_ACCESS_KEY")
     if secret and _is_weak(secret, environment.get("AWS_ACCESS_KEY_ID")):
         yield _weak("storage", "AWS_SECRET_ACCESS_KEY")
+    if settings.download_link_seconds == 0:
+        return  # no link is given out
     options = dict(parse_qsl(parts.query))
     public, endpoint = (urlsplit(options.get(name, "")) for name in ("public_endpoint", "endpoint"))
     shown = public if public.scheme else endpoint

@@ -1,12 +1,14 @@
 """What is wrong with the settings of a whole service in production, those of its workers included."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from app.errors import ConfigurationError
 from app.production import Finding, check_production, find_weaknesses
-from app.settings import Settings, load_settings, read_settings
+from app.settings import Settings, check_exposure, load_settings, read_settings
+from app.tracing import check_tracing
 from worker.settings import WorkerSettings
+from worker.shares import divide
 
 CLIENT_VARIABLES = frozenset({"PARE_URL", "PARE_API_KEY", "PARE_DEBUG"})
 
@@ -22,8 +24,27 @@ def find_all() -> tuple[str, list[Finding]]:
         settings, worker = load_settings(), read_settings(WorkerSettings)
     except ConfigurationError as error:
         return "unreadable", [Finding("invalid_setting", "error", error.detail, error.fix)]
-    found = [*find_weaknesses(settings, os.environ), *_look_at_worker(worker), *_look_at_names()]
+    found = [
+        *find_weaknesses(settings, os.environ),
+        *_look_at_starts(settings, worker),
+        *_look_at_worker(worker),
+        *_look_at_names(),
+    ]
     return settings.environment, sorted(found, key=lambda each: (each.severity, each.code))
+
+
+def _look_at_starts(settings: Settings, worker: WorkerSettings) -> Iterator[Finding]:
+    """Yield what keeps processes from starting, in production or not."""
+    checks: tuple[Callable[[], object], ...] = (
+        check_tracing,
+        lambda: check_exposure(settings),
+        lambda: divide(settings, worker),
+    )
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as error:
+            yield Finding("cannot_start", "error", error.detail, error.fix)
 
 
 def _look_at_worker(worker: WorkerSettings) -> Iterator[Finding]:
@@ -55,6 +76,7 @@ def _look_at_names() -> Iterator[Finding]:
         yield Finding(
             "unknown_variable",
             "warning",
-            f"{', '.join(unknown)}: there is no such setting, so it has no effect",
-            "Correct the name, or leave it out; docs/operations.md lists all.",
+            f"{', '.join(unknown)}: no process of the service has such a setting",
+            "Correct the name, or leave it out; docs/operations.md lists all. What the Compose file or a script reads "
+            "need not be in the environment of a process.",
         )

@@ -9,10 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 
+import structlog
+
 from worker.engine_process import EngineFactory, EngineProcess
 
 _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS = 0.2, 30.0
 _LOOK_SECONDS = 0.5
+
+_log = structlog.get_logger(__name__)
 
 
 class EngineUnavailable(Exception):
@@ -74,30 +78,39 @@ class Standby:
             self._thread.join(10)
 
     def _keep(self) -> None:
-        while True:
-            with self._changed:
-                if self._closed:
-                    break
-                dead = self._pop(lambda engine, _: engine.exit_status() is not None)
-                spare = self._pop(lambda _, num_ranks: num_ranks not in (1, self._wanted))
-                missing = [
-                    num_ranks
-                    for num_ranks in (self._wanted, 1 if self._keep_warm else None)
-                    if num_ranks is not None and num_ranks not in self._engines
-                ]
-                if 1 in self._engines and self._engines[1].inbox.ready.is_set():
-                    self._pause = _FIRST_PAUSE_SECONDS
-                if not missing and dead is spare is None:
-                    self._changed.wait(_LOOK_SECONDS)
-                    continue
-            if dead is not None:
-                self._bury(dead)
-            if spare is not None:
-                spare.remove()
-            if missing:
-                self._start(missing[0])
+        while not self._closed:
+            try:
+                self._look()
+            except Exception:  # the edge of the thread: without it no job would ever get an engine again
+                _log.exception("the standby failed")
+                self._problem = "starting an engine failed; the worker's log says why"
+                self._rest()
         for engine in self._engines.values():
             engine.remove()
+
+    def _look(self) -> None:
+        """Do what there is to do, or wait a moment for something."""
+        with self._changed:
+            if self._closed:
+                return
+            dead = self._pop(lambda engine, _: engine.exit_status() is not None)
+            spare = self._pop(lambda _, num_ranks: num_ranks not in (1, self._wanted))
+            missing = [
+                num_ranks
+                for num_ranks in (self._wanted, 1 if self._keep_warm else None)
+                if num_ranks is not None and num_ranks not in self._engines
+            ]
+            if 1 in self._engines and self._engines[1].inbox.ready.is_set():
+                self._pause = _FIRST_PAUSE_SECONDS
+            if not missing and dead is spare is None:
+                self._changed.wait(_LOOK_SECONDS)
+                return
+        if dead is not None:
+            self._bury(dead)
+        if spare is not None:
+            spare.remove()
+        if missing:
+            self._start(missing[0])
 
     def _pop(self, matches: Callable[[EngineProcess, int], bool]) -> EngineProcess | None:
         found = [num_ranks for num_ranks, engine in self._engines.items() if matches(engine, num_ranks)]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
@@ -47,10 +48,11 @@ def trace_engine(action: str, pid: int, stages: list[Stage]) -> Iterator[None]:
         try:
             yield
         finally:
-            ends = [stage.began_at_ns for stage in stages[1:]] + [time.time_ns()]
-            for stage, end in zip(stages, ends, strict=True):
+            told = list(stages)  # whoever reads the engine's lines may go on
+            times = [*(stage.began_at_ns for stage in told), time.time_ns()]
+            for stage, (begin, end) in zip(told, pairwise(times), strict=True):
                 step = {} if stage.step is None else {"pare.step": stage.step}
-                tracer.start_span(stage.name, start_time=stage.began_at_ns, attributes=step).end(end)
+                tracer.start_span(stage.name, start_time=begin, attributes=step).end(end)
 
 
 def note_outcome(span: Span, outcome: str, code: str | None) -> None:

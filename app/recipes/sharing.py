@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.recipes.base import BaseStep, DataNeed, Form, Items
-from app.recipes.training import TrainingSettings
+from app.recipes.training import SingleProcessTraining
 
 
 class ShareWeights(BaseStep):
@@ -26,7 +26,7 @@ class ShareWeights(BaseStep):
     """Of k-means; it stops earlier when nothing moves."""
     include_embeddings: bool = True
     """Cluster embedding tables too."""
-    training: TrainingSettings | None = None
+    training: SingleProcessTraining | None = None
     """Fine-tune the centroids (every weight moves with its cluster); needs labels."""
     skip_layers: Items[str] = Field((), max_length=1024)
     """Names of layers to leave as they are."""

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.recipes.base import BaseStep, DataNeed, Items, Spec
 from app.recipes.parallel import Parallel
@@ -83,11 +83,26 @@ class TrainingSettings(Spec):
         return self
 
 
-class InnerTraining(TrainingSettings):
-    """Training between the rounds of another technique, which runs in one process."""
+class SingleProcessTraining(TrainingSettings):
+    """Training inside another technique, which runs in one process."""
 
     parallel: None = None
-    """Rounds are not spread over processes; put a finetune step with `parallel` behind the pruning instead."""
+    """Not possible here: only steps that do nothing but train are spread over processes."""
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _refuse_parallel(cls, plan: object) -> object:
+        if plan is not None:
+            raise ValueError(
+                "training inside another step runs in one process; leave parallel out (finetune, train, distill and "
+                "quantize_aware_training take it)"
+            )
+        return plan
+
+
+class InnerTraining(SingleProcessTraining):
+    """Training between the rounds of another technique."""
+
     compile: Literal[False] = False
     """Rounds are too short to be compiled for; put a finetune step with `compile` behind the step instead."""
 

@@ -30,4 +30,4 @@ def check(call: Invocation) -> None:
     title = f"PARE_ENVIRONMENT={environment}: {num_errors} errors, {len(findings) - num_errors} warnings"
     call.show({"environment": environment, "findings": [asdict(each) for each in findings]}, grid((title, ""), rows))
     if num_errors:
-        raise typer.Exit(ExitCode.JOB_FAILED)
+        raise typer.Exit(ExitCode.FAILED)

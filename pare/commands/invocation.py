@@ -29,7 +29,8 @@ class ExitCode:
     """What the shell is told."""
 
     OK = 0
-    JOB_FAILED = 1
+    FAILED = 1
+    """The job, or the service that was asked about, or its settings, or anything that has no code of its own."""
     USAGE = 2
     NOT_REACHABLE = 3
     REFUSED = 4
@@ -84,14 +85,14 @@ class Invocation:
 def exit_code(error: PareError) -> int:
     """Return the exit code for an error."""
     if isinstance(error, JobFailed):
-        return ExitCode.JOB_FAILED
+        return ExitCode.FAILED
     if isinstance(error, NotReachable):
         return ExitCode.NOT_REACHABLE
     if isinstance(error, Refused | UploadRejected):
         return ExitCode.REFUSED
     if isinstance(error, UsageError | SetupMissing):
         return ExitCode.USAGE
-    return ExitCode.JOB_FAILED
+    return ExitCode.FAILED
 
 
 def _invocation(context: typer.Context) -> Invocation:

@@ -27,7 +27,7 @@ def health(call: Invocation) -> None:
     rows = [(name, _describe(check)) for name, check in report.get("checks", {}).items()]
     call.show(report, grid((str(report["status"]), ""), rows))
     if report["status"] == "unavailable":
-        raise typer.Exit(ExitCode.JOB_FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @service_command

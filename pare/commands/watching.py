@@ -26,4 +26,4 @@ def watch(client: Client, job_id: str, *, timeout_seconds: float | None = None, 
 def exit_as(job: Job) -> None:
     """End with the code for a job that failed or was cancelled."""
     if job.status in ("failed", "cancelled"):
-        raise typer.Exit(ExitCode.JOB_FAILED)
+        raise typer.Exit(ExitCode.FAILED)

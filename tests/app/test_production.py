@@ -88,6 +88,7 @@ FINE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
         {"storage_url": f"{S3}http://store:9000&public_endpoint=https://files.example.org"},
         {"AWS_SECRET_ACCESS_KEY": SECRET},
     ),
+    "no links": ({"storage_url": f"{S3}http://store:9000", "download_link_seconds": 0}, {}),
     "one proxy": ({}, {"FORWARDED_ALLOW_IPS": "10.0.0.1"}),
 }
 
@@ -206,9 +207,18 @@ def test_the_command_tells_and_exits(capsys: pytest.CaptureFixture[str], monkeyp
     told = json.loads(capsys.readouterr().out)
     assert told["environment"] == "development"
     found = {each["code"]: each for each in told["findings"] if each["code"] != "runs_as_root"}
-    assert list(found) == ["no_authentication", "unknown_variable"]
+    assert list(found) == ["cannot_start", "no_authentication", "unknown_variable"]
+    assert "host 0.0.0.0" in found["cannot_start"]["cause"]
     assert found["no_authentication"]["fix"].startswith("Set PARE_AUTH=keys")
     assert "PARE_ATUH" in found["unknown_variable"]["cause"]
+
+    monkeypatch.setenv("PARE_WORKER_DEVICES", "0,0")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    causes = [each.cause for each in find_all()[1] if each.code == "cannot_start"]
+    assert len(causes) == 3
+    assert any("PARE_WORKER_DEVICES" in each for each in causes)
+    assert any("OTEL_EXPORTER_OTLP_PROTOCOL=grpc" in each for each in causes)
 
     monkeypatch.setenv("PARE_PORT", "many")
     assert run(["config", "check"]) == 1
@@ -218,7 +228,8 @@ def test_the_command_tells_and_exits(capsys: pytest.CaptureFixture[str], monkeyp
 def test_every_code_is_explained() -> None:
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     codes = {code for code, *_ in (*ERRORS.values(), *WARNINGS.values())}
-    for code in codes | {"open_directory", "runs_as_root", "single_user", "other_engine", "unknown_variable"}:
+    codes |= {"open_directory", "runs_as_root", "single_user", "other_engine", "unknown_variable", "cannot_start"}
+    for code in codes:
         assert f"`{code}`" in page, code
 
 

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from torch._dynamo.exc import BackendCompilerFailed
 
 from worker.engine.errors import ModelRejected
 from worker.engine.failures import translate_failure
@@ -41,6 +42,18 @@ def test_a_refused_allocation_is_out_of_memory(allocate: Callable[[], object]) -
     assert error.code == "out_of_memory"
     assert "'finetune'" in error.detail
     assert "batch_size" in error.fix
+
+
+def test_so_is_one_within_the_compiler() -> None:
+    codes = [
+        translate_failure(BackendCompilerFailed(None, inner, None), "finetune").code
+        for inner in (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            caught(lambda: torch.empty(2**50)),
+            ValueError("no"),
+        )
+    ]
+    assert codes == ["out_of_memory", "out_of_memory", "compilation_failed"]
 
 
 def test_a_full_disk_is_storage_full_and_may_be_retried() -> None:

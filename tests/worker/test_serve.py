@@ -174,6 +174,10 @@ WRONG = [
     ({"PARE_WORKER_ENGINE_COMMAND": "[not json"}, "engine_command"),
     ({"PARE_STORAGE_URL": "ftp://bucket"}, "storage_url"),
     ({"PARE_DATABASE_URL": "nonsense"}, "database_url"),
+    (
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+        "OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+    ),
 ]
 
 

@@ -1,6 +1,5 @@
 """One attempt of a job against engines that act out every fault."""
 
-import contextlib
 import errno
 import os
 import signal
@@ -14,7 +13,7 @@ from sqlalchemy import select, update
 from app.db.tables import ArtifactRow, EventRow, JobRow, LogRow, ModelRow
 from app.jobs import cancel_job
 from app.storage import owner_storage
-from tests.worker.conftest import Bench, find_processes, wait_until
+from tests.worker.conftest import Bench, wait_until
 from worker import attempt
 from worker.sandbox.launch import remove_directory
 from worker.slot import Slot
@@ -373,15 +372,6 @@ def test_what_a_removal_cut_short_has_left_goes_away(bench: Bench, open_slots: S
     assert not (work / "old").exists()
     assert (work / "new").exists()
     remove_directory(work / "new")
-
-
-def test_a_standby_that_died_is_replaced(bench: Bench, slot: Slot) -> None:
-    wait_until(slot.supervisor.standby.is_warm)
-    for process in find_processes(bench.marker):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-    assert run(bench, slot, ["finish"]).state == "succeeded"
 
 
 def test_without_isolation_jobs_stay_queued_unless_for_a_single_user(bench: Bench, open_slots: Slots) -> None:

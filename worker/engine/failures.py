@@ -4,7 +4,7 @@ import errno
 
 import onnxruntime
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 
 from app.recipes.plan import EngineError
 from worker.engine.errors import EngineFailure
@@ -33,17 +33,17 @@ def translate_failure(failure: Exception, stage: str) -> EngineError:
             fix=failure.fix,
             retryable=failure.retryable,
         )
-    if is_failed_compilation(failure):
-        return EngineError(
-            code="compilation_failed",
-            detail=f"torch could not compile the model in stage {stage!r}: {_message(failure)}",
-            fix="Set compile to false in the recipe's steps; the result is the same.",
-        )
     if is_out_of_memory(failure):
         return EngineError(
             code="out_of_memory",
             detail=f"memory ran out in stage {stage!r}: {_message(failure)}",
             fix="Use a smaller batch_size in the recipe's steps and target, or a worker with more memory.",
+        )
+    if is_failed_compilation(failure):
+        return EngineError(
+            code="compilation_failed",
+            detail=f"torch could not compile the model in stage {stage!r}: {_message(failure)}",
+            fix="Set compile to false in the recipe's steps: the weights are the same up to rounding.",
         )
     if isinstance(failure, OSError) and failure.errno in FULL_DISK:
         return EngineError(
@@ -63,6 +63,8 @@ def is_out_of_memory(failure: Exception) -> bool:
     """Whether an exception means that an allocation was refused."""
     if isinstance(failure, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(failure, BackendCompilerFailed):
+        return is_out_of_memory(failure.inner_exception)
     foreign = isinstance(failure, RuntimeError) or type(failure).__module__.startswith(onnxruntime.__name__)
     return foreign and any(each in str(failure) for each in ALLOCATION_MESSAGES)
 

@@ -183,7 +183,7 @@ def _write_subject(
     path = artifacts / f"model.{form}" if artifacts else stem.with_suffix(f".{form}")
     if not path.exists():
         path = stem.with_suffix(f".{form}")
-        assert isinstance(program, Program), "an FileProgram's only format is its artifact"
+        assert isinstance(program, Program), "a FileProgram's only format is its artifact"
         EXPORTS[form](program, path)
     macs = count_macs(module)
     packed = artifacts / "model.packed" if artifacts else None

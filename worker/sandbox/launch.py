@@ -69,10 +69,10 @@ class SandboxProcess:
 def _hold_children(process: "subprocess.Popen[bytes]") -> list[int]:
     """Stop a process, so that it makes no more children, and return descriptors of those it has."""
     held: list[int] = []
-    if process.poll() is None:
-        process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it may end, and be waited for, at any moment
+        if process.poll() is None:
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
                 held.append(os.pidfd_open(int(child)))
     return held

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from app.recipes.base import BaseStep
 from app.recipes.distillation import Distill
 from app.recipes.parallel import Parallel
-from app.recipes.pruning import PruneStructured
+from app.recipes.pruning import PruneMagnitude, PruneStructured
 from app.recipes.quantization import QuantizeAwareTraining
+from app.recipes.sharing import ShareWeights
 from app.recipes.training import Finetune
 
 
@@ -60,7 +62,15 @@ def test_what_looks_into_layers_goes_with_data_alone() -> None:
     assert Distill.model_validate({"kind": "distill", "parallel": split}).parallel
 
 
-def test_training_between_the_rounds_of_another_step_stays_in_one_process() -> None:
-    step = {"kind": "prune_structured", "num_iterations": 2, "training": {"epochs": 1, "parallel": {"data": 2}}}
-    with pytest.raises(ValidationError, match="parallel"):
-        PruneStructured.model_validate(step)
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        (PruneStructured, {"kind": "prune_structured", "num_iterations": 2}),
+        (PruneMagnitude, {"kind": "prune_magnitude", "schedule": "cubic"}),
+        (ShareWeights, {"kind": "share_weights", "bits": 4}),
+    ],
+)
+def test_training_inside_another_step_stays_in_one_process(kind: type[BaseStep], step: dict[str, Any]) -> None:
+    kind.model_validate({**step, "training": {"epochs": 1, "parallel": None}})
+    with pytest.raises(ValidationError, match="runs in one process; leave parallel out"):
+        kind.model_validate({**step, "training": {"epochs": 1, "parallel": {"data": 2}}})

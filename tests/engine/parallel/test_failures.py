@@ -2,15 +2,19 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.engine.parallel.runs import run_started
+from app.recipes.parallel import Parallel
+from tests.engine.parallel.runs import run_forked, run_started
 from tests.engine.techniques.learning import digit_examples, make_cnn
 from tests.worker.conftest import find_processes, wait_until
+from worker.engine.parallel.group import current_group
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,37 @@ def test_a_rank_that_dies_or_hangs(tmp_path: Path, number: int, code: str) -> No
     assert failure.retryable
     assert "rank 1 of 2" in failure.detail
     assert find_processes(str(tmp_path)) == []
+
+
+def test_only_a_checkpoint_is_waited_for_longer_than_the_limit(tmp_path: Path) -> None:
+    plan = Parallel(data=2, tensor=2, timeout_seconds=1)
+    found, too_long = tmp_path / "found", 15
+
+    def act() -> list[float]:
+        group = current_group()
+        if group.rank == 3:
+            time.sleep(1.5)  # writing, say
+        group.meet()
+        if group.rank > 0:
+            with suppress(AssertionError):
+                wait_until(found.exists, too_long)
+            return []
+        waits = []
+        for wait in (
+            lambda: group.gather(0),
+            lambda: group.sum(torch.ones(1), "data"),
+            lambda: group.sum(torch.ones(1), "tensor"),
+        ):
+            started_at = time.monotonic()
+            with pytest.raises(RuntimeError):
+                wait()
+            waits.append(time.monotonic() - started_at)
+        found.touch()
+        return waits
+
+    waits = run_forked(plan, tmp_path / "meeting", act)
+    assert len(waits) == 3
+    assert max(waits) < too_long / 2, waits
 
 
 def test_ranks_end_with_the_engine(tmp_path: Path) -> None:

@@ -126,13 +126,15 @@ def test_without_a_compiler_the_step_is_refused_before_it_trains(monkeypatch: py
 def test_a_gpu_needs_triton_and_a_c_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
     monkeypatch.setattr(compiling, "has_triton", lambda: False)
-    with pytest.raises(CompilerMissing, match="no Triton"):
+    with pytest.raises(CompilerMissing, match="no Triton") as no_triton:
         compiling.check_compiler(gpu)
     monkeypatch.setattr(compiling, "has_triton", lambda: True)
     compiling.check_compiler(gpu)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(CompilerMissing, match="no C compiler"):
+    with pytest.raises(CompilerMissing, match="no C compiler") as no_c:
         compiling.check_compiler(gpu)
+    assert "CUDA build" in no_triton.value.fix
+    assert "(gcc)" in no_c.value.fix
 
 
 def test_a_failed_compilation_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

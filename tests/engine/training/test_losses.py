@@ -62,6 +62,7 @@ def test_embedding_is_one_minus_cosine() -> None:
         ("classification", torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64), "labels_do_not_fit"),
         ("language_modeling", torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64), "labels_do_not_fit"),
         ("language_modeling", torch.zeros(1, 2, 3), torch.tensor([[0, 7]]), "label_out_of_range"),
+        ("language_modeling", torch.zeros(1, 2, 3), torch.tensor([[0, -1]]), "label_out_of_range"),
         ("regression", torch.zeros(2, 3), torch.zeros(2, 4), "labels_do_not_fit"),
         ("none", torch.zeros(2, 3), torch.zeros(2), "no_loss"),
     ],

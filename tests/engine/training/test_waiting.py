@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -124,17 +125,20 @@ def test_losses_are_read_before_too_many_wait(monkeypatch: pytest.MonkeyPatch) -
     assert train_once(open_cnn(), "finetune", max_steps=7) == few + 3
 
 
-def test_a_diverged_run_names_its_step_however_late_it_is_noticed() -> None:
+@pytest.mark.parametrize(("device", "num_left"), [(CPU, 6), (DEVICE, 0)])
+def test_a_diverged_run_names_its_step_however_late_it_is_noticed(device: torch.device, num_left: int) -> None:
     program, examples = open_cnn()
+    program.device = device
     settings = TrainingSettings.model_validate({**COMMON, "max_steps": 9, "gradient_clip_norm": None})
     losses = iter([1.0, 1.0, float("inf"), *[float("nan")] * 6])
-    with pytest.raises(StepFailed, match="the loss became inf at step 3 of 9") as caught:
+    where = simulated_device() if device == DEVICE else nullcontext()
+    with where, pytest.raises(StepFailed, match="the loss became inf at step 3 of 9") as caught:
         loop.train(
             program, examples, settings, seed=0, report=lambda *_, **__: None,
             loss=lambda outputs, _: outputs[0].sum() * 0 + next(losses),
         )  # fmt: skip
     assert caught.value.code == "training_diverged"
-    assert next(losses, None) is None, "all steps were told to the device before"
+    assert len(list(losses)) == num_left, "all steps were told to the device before; the CPU is asked at once"
 
 
 def test_a_label_without_a_class_is_found_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

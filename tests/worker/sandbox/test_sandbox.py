@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -213,6 +214,19 @@ def test_a_sandbox_that_is_killed_while_it_starts_leaves_no_process(isolation: I
         _close(sandbox)
         remove_directory(job)
     wait_until(lambda: not _running(marker), 20, "the end of every process")
+
+
+def test_a_sandbox_that_ends_while_it_is_killed(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = start(detect("none"), job, [sys.executable, "-S", "-c", "import time; time.sleep(600)"], LIMITS)
+
+    def end(_: int) -> None:  # as Popen's own does where it finds that the process has ended: it is waited for
+        monkeypatch.undo()
+        sandbox.process.kill()
+        sandbox.process.wait()
+
+    monkeypatch.setattr(sandbox.process, "send_signal", end)
+    assert sandbox.kill(isolated=True) == -signal.SIGKILL
+    _close(sandbox)
 
 
 @pytest.mark.parametrize("method", ["bubblewrap", "namespaces", "none"])

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from app.recipes.parallel import Parallel
 from worker.engine.devices import CPU
@@ -41,6 +42,8 @@ class Group:
     mesh: DeviceMesh
     control: dist.ProcessGroup
     """All ranks, with gloo: for what the hosts tell each other."""
+    patient: dist.ProcessGroup
+    """The same, to wait in for as long as a checkpoint may take to be written."""
     device: torch.device
     """What this rank computes on."""
     waited_seconds: float = 0.0
@@ -73,8 +76,7 @@ class Group:
     def meet(self) -> None:
         """Wait for all ranks, for as long as a checkpoint may take to be written."""
         with self.waiting():
-            limit = timedelta(seconds=self.plan.timeout_seconds + MEETING_SECONDS)
-            dist.monitored_barrier(self.control, timeout=limit)
+            dist.barrier(self.patient)
 
     def gather(self, value: object) -> list[object]:
         """Return a small value of every rank, in their order."""
@@ -110,17 +112,22 @@ def joined(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     store = FileStore(str(meeting_point), plan.num_ranks)
+    limit = timedelta(seconds=plan.timeout_seconds)
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
             store=store,
             rank=rank,
             world_size=plan.num_ranks,
-            timeout=timedelta(seconds=plan.timeout_seconds),
+            timeout=limit,
         )
-        control = dist.new_group(backend="gloo")
+        # A group that is not told how long to wait waits for half an hour.
+        control = dist.new_group(backend="gloo", timeout=limit)
+        patient = dist.new_group(backend="gloo", timeout=limit + timedelta(seconds=MEETING_SECONDS))
         kind = "cuda" if on_gpus else "cpu"
         mesh = init_device_mesh(kind, tuple(plan.axes.values()), mesh_dim_names=tuple(plan.axes))
+        for axis in plan.axes:
+            _set_pg_timeout(limit, mesh.get_group(axis))
     except RuntimeError as failure:
         torch.set_num_threads(threads_before)
         if not any(word in str(failure) for word in ("Permission denied", "Operation not permitted", "unreachable")):
@@ -131,7 +138,7 @@ def joined(
             fix="Run the worker where the sandbox gives the engine a network of its own (bubblewrap or namespaces, see "
             "the health page), or leave parallel out.",
         ) from failure
-    group = Group(plan, rank, mesh, control, device)
+    group = Group(plan, rank, mesh, control, patient, device)
     _current.append(group)
     try:
         yield group

@@ -31,6 +31,9 @@ class Observed:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Observe the forward and backward pass of a step. The first is left out of the times: it allocates."""
+        if self._on_gpu and self._num_steps == 0:
+            # What this process did with the GPU before is not the plan's.
+            torch.cuda.reset_peak_memory_stats(self._group.device)
         started_at, waited, mark = time.perf_counter(), self._group.waited_seconds, self._mark()
         yield
         self._peak_bytes = max(self._peak_bytes, held_bytes(self._group.device))
@@ -72,7 +75,8 @@ class Observed:
 
 
 def held_bytes(device: torch.device) -> int:
-    """Return the most memory of a GPU that this process has held, for the CPU what it holds in main memory now."""
+    """Return the most memory of a GPU that this process has held since its peak was reset, for the CPU what it holds in
+    main memory now."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes()
 
 

@@ -24,8 +24,14 @@ class CompilerMissing(StepFailed):
     """This worker cannot compile."""
 
     code = "compiler_missing"
-    fix = "Install a C++ compiler (g++) for the worker, or set compile to false: the result is the same."
     retryable = True
+
+    def __init__(self, what: str, missing: str) -> None:
+        """`what`: the part of the worker that is missing, as it is installed."""
+        super().__init__(
+            f"compile is true, and {missing}",
+            fix=f"Install {what} for the worker, or set compile to false: the weights are the same up to rounding.",
+        )
 
 
 def compile_module(module: nn.Module, device: torch.device) -> Callable[..., tuple[Tensor, ...]]:
@@ -35,7 +41,7 @@ def compile_module(module: nn.Module, device: torch.device) -> Callable[..., tup
     Raises CompilerMissing.
     """
     check_compiler(device)
-    # Steps have two sizes of batches at most, of which the second makes sizes variable: no limit of variants is met.
+    # Steps have two sizes of batches at most: the second makes torch compile once more, with that size variable.
     return cast(Callable[..., tuple[Tensor, ...]], torch.compile(module, options=OPTIONS))
 
 
@@ -43,11 +49,13 @@ def check_compiler(device: torch.device) -> None:
     """Raise CompilerMissing where a model on the device could not be compiled."""
     if device.type == "cuda":
         if not has_triton():
-            raise CompilerMissing("compile is true, and torch finds no Triton, which compiles for this GPU")
+            raise CompilerMissing(
+                "torch's CUDA build, which has Triton,", "torch finds no Triton, which compiles for this GPU"
+            )
         if not any(map(shutil.which, C_COMPILERS)):
-            raise CompilerMissing(f"compile is true, and Triton finds no C compiler ({', '.join(C_COMPILERS)})")
+            raise CompilerMissing("a C compiler (gcc)", f"Triton finds no C compiler ({', '.join(C_COMPILERS)})")
         return
     try:
         cpp_builder.get_cpp_compiler()
     except InvalidCxxCompiler as failure:
-        raise CompilerMissing("compile is true, and this worker has no C++ compiler") from failure
+        raise CompilerMissing("a C++ compiler (g++)", "this worker has no C++ compiler") from failure

@@ -144,6 +144,7 @@ def train(
         _keep(run, settings, run.before)
     if settings.compile:
         report(run.step / num_steps, "compiling the model")
+    reads_at_once = objective.device.type == "cpu"  # where no one waits for a device
     reported_at = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + strategy.seed_offset + MAX_RANKS * run.step)
@@ -155,7 +156,7 @@ def train(
                 for parts in batches:
                     rate = learning_rate(settings, run.step, num_steps)
                     _step(run, rate, settings, objective, parts)
-                    if len(run.unread) == MAX_UNREAD:
+                    if reads_at_once or len(run.unread) == MAX_UNREAD:
                         run.read_losses()
                     # The other ranks have nobody to tell, and read their losses where all do.
                     if strategy.rank == 0 and time.monotonic() - reported_at >= REPORT_INTERVAL_SECONDS:

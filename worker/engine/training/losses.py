@@ -91,20 +91,23 @@ def count_classes(task: Task, shape: Sequence[int | str], labels: Sequence[int])
 
 def check_range(task: Task, labels: Tensor, num_classes: int) -> None:
     """Refuse labels for which there is no class."""
-    if task == "language_modeling":
-        highest = int(labels.max())
-        if highest >= num_classes:
-            raise RecipeRefused(
-                f"token {highest} is outside the output's vocabulary of {num_classes}", code="label_out_of_range"
-            )
-        return
     real = labels[labels != IGNORED_LABEL]
-    if real.numel() and not 0 <= int(real.min()) <= int(real.max()) < num_classes:
+    if not real.numel() or 0 <= int(real.min()) <= int(real.max()) < num_classes:
+        return
+    lowest, highest = int(real.min()), int(real.max())
+    if task == "language_modeling":
+        token = highest if lowest >= 0 else lowest
         raise RecipeRefused(
-            f"labels range from {int(real.min())} to {int(real.max())}, the output tells {num_classes} classes apart",
+            f"token {token} is outside the output's vocabulary of {num_classes}",
             code="label_out_of_range",
-            fix=f"Number the classes 0 to {num_classes - 1}, or name another output in recipe.data.output.",
+            fix=f"Tokens are numbered from 0, {IGNORED_LABEL} marks positions that do not count. Look at the "
+            "label_column, and at whether the tokenizer is the model's.",
         )
+    raise RecipeRefused(
+        f"labels range from {lowest} to {highest}, the output tells {num_classes} classes apart",
+        code="label_out_of_range",
+        fix=f"Number the classes 0 to {num_classes - 1}, or name another output in recipe.data.output.",
+    )
 
 
 def align_classes(output: Tensor, labels: Tensor, *, check: bool = True) -> tuple[Tensor, Tensor]:
