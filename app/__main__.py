@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.connections import PatientProtocol
+from app.api.frame import MAX_HEAD_BYTES
 from app.api.service import Service
 from app.errors import PareError
 from app.logs import configure_logs
@@ -59,7 +60,7 @@ def serving_options(settings: Settings) -> dict[str, Any]:
         "server_header": False,
         "timeout_keep_alive": 15,
         "timeout_graceful_shutdown": GRACE_SECONDS,
-        "h11_max_incomplete_event_size": 32 * 1024,
+        "h11_max_incomplete_event_size": MAX_HEAD_BYTES,
         "ws": "none",
     }
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,8 +27,8 @@ def list_sources() -> list[Path]:
 def list_project_files() -> list[Path]:
     """Return what git tracks or would track; without git (a release archive), every file that is not hidden."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
-    if found.returncode == 0:
+    found = subprocess.run(git, capture_output=True, text=True, check=False) if shutil.which("git") else None
+    if found is not None and found.returncode == 0:
         names = (ROOT / name for name in found.stdout.split("\0") if name)
         return [path for path in names if path.is_file()]
     return [path for path in ROOT.rglob("*") if path.is_file() and not path.relative_to(ROOT).parts[0].startswith(".")]

@@ -20,6 +20,8 @@ CLOSE = {"Connection": "close"}
 """The rest of the body is not worth reading."""
 HEAD_ONLY = "pare.head_only"
 """In the scope: the answer's body will not be sent, so do not make it."""
+MAX_HEAD_BYTES = 32 * 1024
+"""Of a request's headers together."""
 IDLE_SECONDS = 30.0
 """A body that pauses for longer is given up."""
 SLOWEST_BYTES_PER_SECOND = 256
@@ -88,7 +90,7 @@ class FrameMiddleware:
         max_bytes = None if self._upload_paths.fullmatch(scope["path"]) else self._max_body_bytes
         pace = _Pace(receive, max_bytes, self._stopping)
         try:
-            refusal = _refuse(Headers(scope=scope), max_bytes)
+            refusal = _refuse_head(scope) or _refuse(Headers(scope=scope), max_bytes)
             await (refusal or self._app)(inner_scope, pace.receive, answer)
         except ClientDisconnect:
             status = status or 499
@@ -121,6 +123,20 @@ def _name_job(scope: Scope, location: str) -> dict[str, str]:
     """Return the job that the path names, or that the request has submitted."""
     job_id = scope.get("path_params", {}).get("job_id") or location.rpartition("/")[2]
     return {"job_id": job_id} if re.fullmatch(r"job_[a-z0-9]{26}", job_id) else {}
+
+
+def _refuse_head(scope: Scope) -> Response | None:
+    """Return the answer to a head that the server has let through."""
+    headers = scope["headers"]
+    num_bytes = sum(len(name) + len(value) for name, value in headers)
+    if num_bytes > MAX_HEAD_BYTES:  # which the server finds out only where it comes in several pieces
+        detail = f"the head has {num_bytes} bytes; the limit is {MAX_HEAD_BYTES}"
+        return make_problem(400, "bad_request", detail, "Send fewer or shorter headers.", headers=CLOSE)
+    if {b"transfer-encoding", b"content-length"} <= {name for name, _ in headers}:
+        # A proxy may have gone by the other one: what follows could be another client's (RFC 9112, section 6.1).
+        detail = "Content-Length and Transfer-Encoding both say where the body ends"
+        return make_problem(400, "bad_request", detail, "Send one of them.", headers=CLOSE)
+    return None
 
 
 def _refuse(headers: Headers, max_bytes: int | None) -> Response | None:

@@ -21,6 +21,8 @@ class Case:
     fast: bool
     """Part of `make test`; the others are run by `make test-faults`."""
     needs_root: bool = False
+    programs: tuple[str, ...] = ()
+    """What must be installed."""
     options: dict[str, Any] = field(default_factory=dict)
     """Settings of the service that differ."""
 
@@ -35,13 +37,14 @@ def case(
     databases: tuple[str, ...] = (SQLITE,),
     fast: bool = False,
     needs_root: bool = False,
+    programs: tuple[str, ...] = (),
     **options: Any,
 ) -> Callable[[Run], Run]:
     """Put a function into the list."""
 
     def enter(run: Run) -> Run:
         assert case_id not in CASES, case_id
-        CASES[case_id] = Case(case_id, run.__name__, run, databases, fast, needs_root, options)
+        CASES[case_id] = Case(case_id, run.__name__, run, databases, fast, needs_root, programs, options)
         return run
 
     return enter

@@ -7,7 +7,7 @@ import time
 import httpx2
 
 from tests.faults.cases import POSTGRESQL, SQLITE, case
-from tests.faults.network import Network
+from tests.faults.network import PROGRAMS, Network
 from tests.faults.proxy import Proxy
 from tests.faults.stack import Stack
 
@@ -220,7 +220,7 @@ def broker_gives_long_jobs_to_the_next_worker(stack: Stack) -> None:
     assert stack.count_runs(job_id) == 1
 
 
-@case("A16", needs_root=True)
+@case("A16", needs_root=True, programs=PROGRAMS)
 def broker_hears_nothing_of_a_worker_any_more(stack: Stack) -> None:
     """Half open: the connection stands for both, but nothing that the worker sends arrives."""
     with Network(stack.broker.embedded.socket) as network:

@@ -334,7 +334,7 @@ def engine_breaks_its_device(stack: Stack) -> None:
     assert stack.wait(following).state == "succeeded", "in a process of its own"
 
 
-@case("B27", needs_root=True)
+@case("B27", needs_root=True, programs=("mount", "umount"))
 def disk_of_the_job_is_full(stack: Stack) -> None:
     work = stack.directory / "work"
     work.mkdir()

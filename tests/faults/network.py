@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Self
 
+PROGRAMS = ("unshare", "nsenter", "ip", "ss", "nft")
+"""What it is made of: util-linux, iproute2, nftables."""
+
 
 class Network:
     """A network namespace with a door to a unix socket outside. Needs root."""

@@ -1,6 +1,7 @@
 """Runs one case on a service of its own."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def run_case(
     """Let the case act, then ask the oracle."""
     if case.needs_root and os.geteuid() != 0:
         pytest.skip("only root can mount file systems and cut networks")
+    if missing := [name for name in case.programs if shutil.which(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
     server: PostgresServer | None = None
     if database == POSTGRESQL:
         server = request.getfixturevalue("durable_postgres")

@@ -211,7 +211,7 @@ def test_a_backup_of_a_working_service_brings_everything_back(place: Place) -> N
         (place.directory / "store").mkdir()
         with place.shell(stack) as shell:
             said = [shell.run(line) for line in restoring]
-        assert "0 files that are needed are not right" in "".join(said)
+        assert re.search(r"\b0 files that are needed are not right", "".join(said))
         stack.history.accepted.discard(late)
         receiver.received.clear()
         start_all(stack, token)

@@ -1,9 +1,5 @@
 """The service as users start it, with `pare serve`'s own code in a process of its own, and digits in it."""
 
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +12,8 @@ from torch import nn
 
 from tests.engine.digits import make_uploads
 from tests.worker.conftest import find_descendants
+from tests.worker.serving import clean_environment, serve
 
-START = "import sys; from pathlib import Path; from worker.serve import serve; serve('127.0.0.1', 0, Path(sys.argv[1]))"
 TIMEOUT_SECONDS = 400
 RANK = "worker.engine.parallel.rank"
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -27,7 +23,7 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 class Service:
     """A running service with a model and digits in it."""
 
-    process: "subprocess.Popen[str]"
+    pid: int
     client: httpx2.Client
     model_id: str
     dataset_id: str
@@ -76,38 +72,25 @@ class Service:
 
     def ranks(self) -> list[int]:
         """Return the processes of all ranks but the engines themselves."""
-        return find_descendants(self.process.pid, RANK)
+        return find_descendants(self.pid, RANK)
 
 
 @contextmanager
 def open_service(module: nn.Module, directory: Path, **settings: str) -> Iterator[Service]:
     """Within it, the service runs; `settings` are environment variables."""
     uploads = make_uploads(module, directory, epochs=0)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", START, str(directory / "data")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment, "PARE_CHECKPOINT_SECONDS": "0.5", "PARE_ENGINE_THREADS": "2", **settings},
-    )
-    try:
-        assert process.stdout is not None
-        found = re.search(r"ready at (http://\S+) ", process.stdout.readline())
-        assert found is not None
-        with httpx2.Client(base_url=found[1], timeout=60) as client:
-            model, dataset = (
-                str(client.post(path, content=file.read_bytes()).json()["id"])
-                for path, file in (
-                    ("/v1/models?format=pt2", uploads.model),
-                    ("/v1/datasets?format=npz", uploads.data),
-                )
-            )
-            end = time.monotonic() + TIMEOUT_SECONDS
-            for path in (f"/v1/models/{model}", f"/v1/datasets/{dataset}"):
-                while client.get(path).json()["state"] != "ready":
-                    assert time.monotonic() < end, client.get(path).text
-                    time.sleep(0.2)
-            yield Service(process, client, model, dataset)
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+    ours = {"PARE_CHECKPOINT_SECONDS": "0.5", "PARE_ENGINE_THREADS": "2"}
+    with (
+        serve(clean_environment(**(ours | settings)), directory) as serving,
+        httpx2.Client(base_url=serving.url, timeout=60) as client,
+    ):
+        model, dataset = (
+            str(client.post(path, content=file.read_bytes()).json()["id"])
+            for path, file in (("/v1/models?format=pt2", uploads.model), ("/v1/datasets?format=npz", uploads.data))
+        )
+        end = time.monotonic() + TIMEOUT_SECONDS
+        for path in (f"/v1/models/{model}", f"/v1/datasets/{dataset}"):
+            while client.get(path).json()["state"] != "ready":
+                assert time.monotonic() < end, client.get(path).text
+                time.sleep(0.2)
+        yield Service(serving.pid, client, model, dataset)

@@ -1,8 +1,10 @@
 """Real Celery workers, a real dispatcher and a real broker: what is lost, killed or repeated, and what remains."""
 
+import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -11,9 +13,10 @@ import pytest
 from sqlalchemy import select
 
 from app.db.tables import EventRow
-from app.jobs import cancel_job
+from app.jobs import cancel_job, relay_outbox
 from tests.worker.conftest import Bench, Broker, Start, ids_of_workers, wait_until
 from worker.children import Child
+from worker.dispatch import make_publisher
 
 BOTH = pytest.mark.parametrize("bench", [pytest.param("sqlite", marks=pytest.mark.faults), "postgresql"], indirect=True)
 
@@ -46,6 +49,24 @@ def test_a_job_goes_from_the_outbox_through_the_broker_to_a_worker(bench: Bench,
     job = bench.wait(bench.queue(["finish"]))
 
     assert (job.state, job.attempt) == ("succeeded", 1)
+
+
+def test_a_message_holds_the_id_of_its_job_and_nothing_else_of_it(bench: Bench, broker: Broker) -> None:
+    job_id = bench.queue(["finish"], owner="somebody")
+    publisher, publish = make_publisher(broker.embedded.url)
+    with publisher, broker.client() as client:
+        assert relay_outbox(bench.database, publish) == 1
+        (message,) = [json.loads(each) for each in client.lrange("pare.cpu", 0, -1)]
+    arguments, named, _ = json.loads(base64.b64decode(message["body"]))
+    assert (arguments, named) == ([job_id], {})
+    # Celery's own: its id, repeated where the one of a chain would be, and which process of which machine sent it.
+    told = {name: value for name, value in message["headers"].items() if value}
+    assert told.pop("id") == told.pop("root_id")
+    assert re.fullmatch(rf"gen{os.getpid()}@.+", told.pop("origin"))
+    assert told == {
+        "argsrepr": repr([job_id]), "ignore_result": True, "kwargsrepr": "{}", "lang": "py", "task": "pare.run_job",
+        "timelimit": [None, None],
+    }  # fmt: skip
 
 
 @BOTH

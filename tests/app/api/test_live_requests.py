@@ -53,6 +53,7 @@ def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"quota_requests_per_minute": None, "quota_queued_jobs": None})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["good", "bad"])
 def test_generated_requests_are_answered_as_described(
     settings: Settings, sqlite_database: Database, mode: GenerationMode, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from tests.app.jobs.world import OWNER
 from tests.postgres import PostgresServer
 
 FILES = sorted(DUMPS.glob("*.sql"))
+assert FILES
 BORN_WITH_THE_SERVICE = {"workers", "dispatchers"}
 """Tables of what is true for a moment."""
 

@@ -89,10 +89,12 @@ def test_ranks_end_with_the_engine(tmp_path: Path) -> None:
 
     def die(*_: object, **__: object) -> None:
         assert find_processes(str(tmp_path / "run")) != []
+        (tmp_path / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(AssertionError):
         run_started(program, examples, tmp_path / "run", die, epochs=500, parallel={"data": 2})
+    assert (tmp_path / "killed").exists(), "the engine failed before rank 1 was there"
     wait_until(lambda: find_processes(str(tmp_path)) == [], 10, "the end of rank 1")
 
 

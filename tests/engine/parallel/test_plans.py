@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from app.recipes.parallel import Parallel
 from app.recipes.training import Finetune
+from tests.engine.folders import make_folder
 from tests.engine.parallel.runs import difference, run_and_follow, run_forked, without_dropout
 from tests.engine.techniques.learning import bind, digit_examples, make_cnn, make_zoo, random_examples
 from worker.engine.devices import CPU
@@ -51,21 +51,21 @@ def _one_thread_that_reports_every_step(monkeypatch: pytest.MonkeyPatch) -> None
 def open_gpt() -> tuple[Program, BoundExamples]:
     program = without_dropout(make_zoo("gpt"))
     mask(program, "blocks.1.mlp.0.weight")
-    return program, random_examples(program, Path(mkdtemp()), task="language_modeling")
+    return program, random_examples(program, make_folder(), task="language_modeling")
 
 
 @cache
 def open_cnn() -> tuple[Program, BoundExamples]:
     program = make_cnn(8)
     mask(program, "convs.1.weight")
-    return program, digit_examples(program, Path(mkdtemp()))
+    return program, digit_examples(program, make_folder())
 
 
 def open_few() -> tuple[Program, BoundExamples]:
     """Return a model with three rows for training, and one apart."""
     program = make_cnn(4)
     rows: dict[str, np.ndarray] = {"image": np.zeros((4, 1, 8, 8), np.float32), "label": np.arange(4)}
-    return program, bind(program, Path(mkdtemp()), rows, {"image": 1.0}, task="classification", label_column="label")
+    return program, bind(program, make_folder(), rows, {"image": 1.0}, task="classification", label_column="label")
 
 
 def mask(program: Program, name: str) -> None:
@@ -79,7 +79,7 @@ def mask(program: Program, name: str) -> None:
 def train_alone(model: str, spec: str) -> tuple[Program, dict[str, Fact], list[float]]:
     start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
     program = start.copy()
-    outcome, losses = run_and_follow(program, examples, Path(mkdtemp()), **(SHORT | json.loads(spec)))
+    outcome, losses = run_and_follow(program, examples, make_folder(), **(SHORT | json.loads(spec)))
     return program, outcome.facts, losses
 
 
@@ -87,7 +87,7 @@ def compare(model: str, plan: dict[str, Any], tolerance: float = TOLERANCE, **sp
     """Train under the plan and alone; return the facts of the plan."""
     start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
     alone, expected, curve = train_alone(model, json.dumps(spec))
-    outcome, losses = run_and_follow(start.copy(), examples, Path(mkdtemp()), **(SHORT | spec), parallel=plan)
+    outcome, losses = run_and_follow(start.copy(), examples, make_folder(), **(SHORT | spec), parallel=plan)
     together, facts = outcome.program, outcome.facts
     assert isinstance(together, Program)
     kinds = [type(layer).__name__ for layer in start.module.modules()]

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from app.recipes.parallel import Parallel
 from app.recipes.plan import Plan, Progress
 from app.recipes.training import Finetune
+from tests.engine.folders import make_folder
 from tests.engine.parallel.runs import difference, run_forked, run_to_its_end
 from tests.engine.parallel.test_plans import open_cnn, open_gpt
 from tests.engine.process import plan_of
@@ -112,13 +112,13 @@ def reporter_of(directory: Path, interrupt_at: int | None) -> Reporter:
 
 @cache
 def whole(model: str, plan: str) -> Program:
-    return train(model, json.loads(plan), Path(mkdtemp()) / "whole")
+    return train(model, json.loads(plan), make_folder() / "whole")
 
 
 @cache
 def interrupted(model: str, plan: str) -> tuple[Path, ...]:
     """Return the two checkpoints that are left of a run that ended in its middle, newest first."""
-    directory = Path(mkdtemp()) / "interrupted"
+    directory = make_folder() / "interrupted"
     with pytest.raises(AssertionError):
         train(model, json.loads(plan), directory, interrupt_at=NUM_WRITTEN)
     return tuple(sorted((directory / "out" / "checkpoints").iterdir(), reverse=True))

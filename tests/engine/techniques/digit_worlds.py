@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from torch import nn
 
 from app.recipes.data import Data
 from tests.engine.digits import DATASET_ID, make_uploads
+from tests.engine.folders import make_folder
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
 from worker.engine.training.examples import BoundExamples, open_examples
@@ -29,7 +28,7 @@ def open_world(make: Callable[[], nn.Module]) -> World:
 
 @cache
 def _train(make: Callable[[], nn.Module]) -> World:
-    directory = Path(mkdtemp(prefix="digits-"))
+    directory = make_folder()
     uploads = make_uploads(make(), directory, epochs=1)
     program = open_program(uploads.model, directory)
     files: Any = {DATASET_ID: (uploads.data, "npz")}

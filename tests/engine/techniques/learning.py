@@ -1,6 +1,5 @@
 """Small programs of the zoo with data for the tests of techniques that train: labelled digits, or any inputs."""
 
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from app.recipes.data import Data
 from app.recipes.facts import TensorFacts
+from tests.engine.folders import make_folder
 from tests.engine.zoo import export_model
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
@@ -51,7 +51,7 @@ def make_cnn(width: int, depth: int = 2, stride: int = 1, seed: int = 0) -> Prog
 
 @cache
 def _import_cnn(width: int, depth: int, stride: int) -> Program:
-    directory = Path(tempfile.mkdtemp(prefix="cnn-"))
+    directory = make_folder()
     shapes = ({0: torch.export.Dim("batch")},)
     exported = torch.export.export(
         SmallCnn(width, depth, stride).eval(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes
@@ -67,7 +67,7 @@ def make_zoo(name: str) -> Program:
 
 @cache
 def _import_zoo(name: str) -> Program:
-    directory = Path(tempfile.mkdtemp(prefix="zoo-"))
+    directory = make_folder()
     export_model(name, directory / f"{name}.pt2")
     return open_program(directory / f"{name}.pt2", directory)
 
@@ -108,6 +108,20 @@ def bind(
     }
     bound = Data.model_validate({"dataset_id": ID, "inputs": inputs, **data})
     return open_examples(bound, {ID: (directory / "data.npz", "npz")}, program.signature, 0, directory)
+
+
+def open_pruned_cnn(directory: Path) -> tuple[Program, BoundExamples]:
+    """Return a narrow SmallCnn, half of a weight pruned, with the digits."""
+    program = make_cnn(4)
+    program.masks["convs.1.weight"] = torch.rand(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.5
+    program.apply_masks()
+    return program, digit_examples(program, directory)
+
+
+def open_gpt(directory: Path, num_rows: int = 96) -> tuple[Program, BoundExamples]:
+    """Return the zoo's language model with random tokens."""
+    program = make_zoo("gpt")
+    return program, random_examples(program, directory, num_rows, task="language_modeling")
 
 
 def context(examples: BoundExamples, teacher: Program | None = None, seed: int = 0) -> Context:

@@ -1,15 +1,14 @@
 """Deriving a student: blocks and channels really go, what stays keeps its weights, and plain chains are refused."""
 
 import itertools
-import tempfile
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from app.recipes.students import DeriveStudent
+from tests.engine.folders import make_folder
 from tests.engine.techniques.learning import context, make_cnn, make_zoo
 from tests.engine.techniques.opening import open_module
 from worker.engine.errors import StepFailed
@@ -51,7 +50,7 @@ class SmallResNet(nn.Module):
 @cache
 def _make_resnet() -> Program:
     torch.manual_seed(0)
-    return open_module(SmallResNet(), (torch.zeros(2, 1, 8, 8),), Path(tempfile.mkdtemp(prefix="resnet-")))
+    return open_module(SmallResNet(), (torch.zeros(2, 1, 8, 8),), make_folder())
 
 
 def make(name: str) -> Program:

@@ -71,6 +71,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Quantize:
     return make
 
 
+def integers_of(path: Path) -> dict[str, Tensor]:
+    state = torch.export.load(path).state_dict
+    return {name: each for name, each in state.items() if each.dtype == torch.int8}
+
+
 def operators(path: Path) -> list[str]:
     graph = torch.export.load(path).graph
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
@@ -269,13 +274,16 @@ def test_a_shared_table_is_stored_once(quantize_embeddings: bool, tmp_path: Path
     assert cosine > 0.999
 
 
-def test_gptq_reaches_the_file(tmp_path: Path) -> None:
+def test_gptq_reaches_the_file(rows: Quantize, tmp_path: Path) -> None:
     program, examples = open_world(Rows)
-    outcome, _ = quantize(program, tmp_path, "cpu", examples, rounding="gptq")
+    outcome, result = quantize(program, tmp_path, "cpu", examples, rounding="gptq")
     before, after = (outcome.facts[f"output_error_{when}_rounded_by_gptq"] for when in ("before", "after"))
     assert isinstance(before, float)
-    assert before > 0
-    assert before != after
+    assert isinstance(after, float)
+    assert 0 < after < before
+    plain, moved = (integers_of(path) for path in (rows("dynamic", "cpu")[1].path, result.path))
+    assert plain.keys() == moved.keys()
+    assert not any(torch.equal(plain[name], each) for name, each in moved.items())
 
 
 def test_the_file_can_be_uploaded_again_and_its_products_are_counted(rows: Quantize, tmp_path: Path) -> None:

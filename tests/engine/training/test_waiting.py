@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,15 @@ from app.recipes.metrics import Quality
 from app.recipes.recipe import KINDS
 from app.recipes.training import TrainingSettings
 from tests.engine.simulated_device import DEVICE, simulated_device
-from tests.engine.techniques.learning import bind, context, digit_examples, make_cnn, make_zoo, random_examples
+from tests.engine.techniques.learning import (
+    bind,
+    context,
+    make_cnn,
+    make_zoo,
+    open_gpt,
+    open_pruned_cnn,
+    random_examples,
+)
 from worker.engine import devices
 from worker.engine.devices import CPU, fast_products, move_batch, pin_batch
 from worker.engine.errors import RecipeRefused, StepFailed
@@ -39,21 +46,13 @@ def _one_thread_that_reports_nothing_before_the_end(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loop, "REPORT_INTERVAL_SECONDS", 1e9)
 
 
-def open_cnn() -> World:
-    program = make_cnn(4)
-    program.masks["convs.1.weight"] = torch.rand(8, 4, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.5
-    program.apply_masks()
-    return program, digit_examples(program, Path(mkdtemp()))
+def open_tokens(directory: Path) -> World:
+    return open_gpt(directory, 480)
 
 
-def open_gpt() -> World:
-    program = make_zoo("gpt")
-    return program, random_examples(program, Path(mkdtemp()), 480, task="language_modeling")
-
-
-def open_vit() -> World:
+def open_vit(directory: Path) -> World:
     program = make_zoo("vit")
-    return program, random_examples(program, Path(mkdtemp()), 480, task="none")
+    return program, random_examples(program, directory, 480, task="none")
 
 
 def train_once(world: World, kind: str, **spec: Any) -> int:
@@ -68,27 +67,28 @@ def train_once(world: World, kind: str, **spec: Any) -> int:
     return simulated.num_waits
 
 
-CASES: dict[str, tuple[Callable[[], World], str, dict[str, Any]]] = {
-    "classes, pruned": (open_cnn, "finetune", {"accumulate": 2}),
-    "tokens": (open_gpt, "finetune", {"optimizer": "sgd"}),
-    "a teacher's classes and layers": (open_cnn, "distill", {"hidden_weight": 1.0, "attention_weight": 1.0}),
-    "a teacher's tokens": (open_gpt, "distill", {}),
+CASES: dict[str, tuple[Callable[[Path], World], str, dict[str, Any]]] = {
+    "classes, pruned": (open_pruned_cnn, "finetune", {"accumulate": 2}),
+    "tokens": (open_tokens, "finetune", {"optimizer": "sgd"}),
+    "a teacher's classes and layers": (open_pruned_cnn, "distill", {"hidden_weight": 1.0, "attention_weight": 1.0}),
+    "a teacher's tokens": (open_tokens, "distill", {}),
     "a teacher's tokens inside": (open_vit, "distill", {"hidden_weight": 1.0, "attention_weight": 1.0}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_more_steps_make_the_host_wait_no_more_often(case: str) -> None:
+def test_more_steps_make_the_host_wait_no_more_often(case: str, tmp_path: Path) -> None:
     make, kind, spec = CASES[case]
-    waits = [train_once(make(), kind, **spec, max_steps=num_steps) for num_steps in (2, 6)]
+    waits = [train_once(make(tmp_path), kind, **spec, max_steps=num_steps) for num_steps in (2, 6)]
     assert waits[0] == waits[1] > 0
 
 
-def test_nor_do_steps_that_know_the_teachers_answers_already() -> None:
+def test_nor_do_steps_that_know_the_teachers_answers_already(tmp_path: Path) -> None:
     size = 300
-    per_epoch = open_cnn()[1].num_training // size
+    per_epoch = open_pruned_cnn(tmp_path)[1].num_training // size
     waits = [
-        train_once(open_cnn(), "distill", epochs=2, batch_size=size, max_steps=per_epoch + more) for more in (1, 3)
+        train_once(open_pruned_cnn(tmp_path), "distill", epochs=2, batch_size=size, max_steps=per_epoch + more)
+        for more in (1, 3)
     ]
     assert waits[0] == waits[1] > 0
 
@@ -106,10 +106,10 @@ def test_features_of_padded_tokens_are_compared_without_waiting() -> None:
         assert float(attention) > 0
 
 
-def test_nor_does_simulated_rounding() -> None:
+def test_nor_does_simulated_rounding(tmp_path: Path) -> None:
     waits = []
     for num_steps in (2, 6):
-        program, examples = open_cnn()
+        program, examples = open_pruned_cnn(tmp_path)
         program.device = DEVICE
         settings = TrainingSettings.model_validate({**COMMON, "max_steps": num_steps})
         simulated = simulate(program.module, (), bits=8, per_channel=True)
@@ -119,15 +119,17 @@ def test_nor_does_simulated_rounding() -> None:
     assert waits[0] == waits[1] > 0
 
 
-def test_losses_are_read_before_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = train_once(open_cnn(), "finetune", max_steps=7)
+def test_losses_are_read_before_too_many_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    few = train_once(open_pruned_cnn(tmp_path), "finetune", max_steps=7)
     monkeypatch.setattr(loop, "MAX_UNREAD", 2)
-    assert train_once(open_cnn(), "finetune", max_steps=7) == few + 3
+    assert train_once(open_pruned_cnn(tmp_path), "finetune", max_steps=7) == few + 3
 
 
 @pytest.mark.parametrize(("device", "num_left"), [(CPU, 6), (DEVICE, 0)])
-def test_a_diverged_run_names_its_step_however_late_it_is_noticed(device: torch.device, num_left: int) -> None:
-    program, examples = open_cnn()
+def test_a_diverged_run_names_its_step_however_late_it_is_noticed(
+    device: torch.device, num_left: int, tmp_path: Path
+) -> None:
+    program, examples = open_pruned_cnn(tmp_path)
     program.device = device
     settings = TrainingSettings.model_validate({**COMMON, "max_steps": 9, "gradient_clip_norm": None})
     losses = iter([1.0, 1.0, float("inf"), *[float("nan")] * 6])
@@ -141,11 +143,11 @@ def test_a_diverged_run_names_its_step_however_late_it_is_noticed(device: torch.
     assert len(list(losses)) == num_left, "all steps were told to the device before; the CPU is asked at once"
 
 
-def test_a_label_without_a_class_is_found_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_without_a_class_is_found_on_the_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = make_cnn(4)
     rows = {"image": np.zeros((40, 1, 8, 8), np.float32), "label": np.full(40, 10)}
     examples = bind(
-        program, Path(mkdtemp()), rows, {"image": 1.0}, task="classification", label_column="label",
+        program, tmp_path, rows, {"image": 1.0}, task="classification", label_column="label",
         evaluation_fraction=0.1,
     )  # fmt: skip
     program.device = DEVICE
@@ -214,7 +216,7 @@ def test_batches_are_pinned_by_the_thread_that_reads_them_and_sent_without_waiti
     assert calls == [("pin", "prefetch")] * 2 + [("send", str(DEVICE), True)] * 2
 
 
-def test_tf32_holds_for_the_steps_alone_and_on_gpus_alone() -> None:
+def test_tf32_holds_for_the_steps_alone_and_on_gpus_alone(tmp_path: Path) -> None:
     backends: Any = torch.backends
     before = backends.cuda.matmul.fp32_precision
     with fast_products(torch.device("cuda"), tf32=True):
@@ -222,7 +224,7 @@ def test_tf32_holds_for_the_steps_alone_and_on_gpus_alone() -> None:
     assert backends.cuda.matmul.fp32_precision == before
     with fast_products(CPU, tf32=False):
         assert backends.cuda.matmul.fp32_precision == before
-    program, examples = open_cnn()
+    program, examples = open_pruned_cnn(tmp_path)
     step = KINDS["finetune"].model_validate({"kind": "finetune", "precision": "tf32"})
     with pytest.raises(RecipeRefused) as caught:
         TECHNIQUES["finetune"].run(program, step, context(examples))
