@@ -6,8 +6,7 @@ A variant's pace comes from the difference of a long and a short run, so that op
 loading compiled kernels cancel out. All variants take turns, round after round; a gain is the median of those within
 the rounds. `compile` is compiled once before; what that takes is printed apart.
 
-Two variants are the plain loop with something taken out: `no prefetch` makes each batch when it is needed, and `loss
-read every step` waits for the device after each step, which costs nothing on a CPU.
+`no prefetch` is the plain loop with something taken out: each batch is made when it is needed.
 """
 
 import argparse
@@ -70,7 +69,6 @@ def make_when_needed(source: Iterable[Any]) -> Iterator[Iterator[Any]]:
 VARIANTS: dict[str, tuple[dict[str, Any], Callable[[], AbstractContextManager[Any]]]] = {
     "plain": ({}, nullcontext),
     "no prefetch": ({}, lambda: patch.object(loop, "prefetch", make_when_needed)),
-    "loss read every step": ({}, lambda: patch.object(loop, "MAX_UNREAD", 1)),
     "bf16": ({"precision": "bf16"}, nullcontext),
     "compile": ({"compile": True}, nullcontext),
     "compile, bf16": ({"compile": True, "precision": "bf16"}, nullcontext),

@@ -31,8 +31,6 @@ class Plan:
     status: int
     """The only answer that is right."""
     seconds: float
-    pace_per_second: float | None = None
-    """Of each connection; None: as fast as it is answered."""
 
 
 @dataclass
@@ -104,8 +102,6 @@ def _drive_one(plan: Plan, requests: tuple[bytes, ...], begin: float) -> tuple[i
                 raise AssertionError(f"{request.partition(b' HTTP')[0]!r} was answered {status}: {body[:500]!r}")
             if begin <= finished < end:
                 taken.append((finished - started) * 1000)
-            if plan.pace_per_second is not None:
-                time.sleep(max(0.0, 1 / plan.pace_per_second - (finished - started)))
     return num_sent, taken
 
 

@@ -126,7 +126,9 @@ def _receive(port: int, request: bytes, num_bytes: int) -> None:
         connection.sendall(request)
         head = b""
         while (end := head.find(b"\r\n\r\n")) < 0:
-            head += connection.recv(4096)
+            more = connection.recv(4096)
+            assert more, f"the connection was closed after {head!r}"
+            head += more
         assert head[9:12] == b"200", head
         missing = num_bytes - (len(head) - end - 4)
         while missing > 0:

@@ -32,7 +32,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Program:
 def measure(program: Program, activations: Activations, bits: int = 8, *, per_channel: bool = True) -> dict[str, float]:
     torch.manual_seed(1)
     effects = measure_int8_effects(
-        program, {"table", "conv", "first", "last"}, (torch.randint(0, 32, (16, 6)),), bits=bits,
+        program, {"table", "conv", "first", "last"}, (torch.randint(0, 32, (16, 6)),), bits=lambda _: bits,
         per_channel=per_channel, activations=lambda _: activations,
     )  # fmt: skip
     assert [each.layer for each in effects] == ["table", "conv", "first", "last"]
@@ -67,7 +67,7 @@ def test_weights_that_are_stored_otherwise_than_nearest_are_judged_as_stored(tow
     with torch.no_grad():
         stored.module.get_parameter("last.weight").zero_()
     effects = measure_int8_effects(
-        tower, {"last"}, (torch.randint(0, 32, (4, 6)),), bits=8, per_channel=True, activations=lambda _: "float",
-        rounded=stored,
+        tower, {"last"}, (torch.randint(0, 32, (4, 6)),), bits=lambda _: 8, per_channel=True,
+        activations=lambda _: "float", rounded=stored,
     )  # fmt: skip
     assert effects[0].effect == pytest.approx(1)

@@ -26,7 +26,8 @@ from worker.engine.measure.runtimes import open_model
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import FileProgram, Program
 from worker.engine.quantization.int8_grid import round_to_int8
-from worker.engine.quantization.int8_torch import Int8Linear
+from worker.engine.quantization.int8_torch import Int8Embedding, Int8Linear
+from worker.engine.techniques import quantize_int8
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.techniques.quantize_int8 import run
 from worker.engine.training.examples import BoundExamples
@@ -272,6 +273,27 @@ def test_a_shared_table_is_stored_once(quantize_embeddings: bool, tmp_path: Path
     cosine = outcome.facts["cosine_with_float"]
     assert isinstance(cosine, float)
     assert cosine > 0.999
+
+
+@pytest.mark.parametrize(("tied", "largest"), [(False, 127), (True, 64)])
+def test_where_sums_need_room_a_table_that_is_only_looked_up_has_8_bits(
+    tied: bool, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize_int8, "has_exact_integer_products", lambda: False)
+    torch.manual_seed(0)
+    module = Tied()
+    if not tied:
+        module.output.weight = nn.Parameter(torch.randn(64, 16))
+    outcome, result = quantize(open_module(module, (torch.randint(0, 64, (4, 7)),), tmp_path), tmp_path / "step", "cpu")
+
+    state = torch.export.load(result.path).state_dict
+    codes = {name.split(".")[0]: int(each.abs().max()) for name, each in state.items() if each.dtype == torch.int8}
+    assert codes["table"] == largest
+    assert codes.get("output", largest) == 64
+    effect = next(each.effect for each in outcome.sensitivity if each.layer == "table")
+    again = Int8Embedding(state["table.codes"], state["table.scales"])(torch.arange(64))
+    wanted = module.table.weight.detach()
+    assert effect == pytest.approx(float((again - wanted).square().sum() / wanted.square().sum()), rel=1e-3)
 
 
 def test_gptq_reaches_the_file(rows: Quantize, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from app.recipes.metrics import LayerEffect
 from worker.engine.programs.program import Program
-from worker.engine.quantization.int8_grid import Floats, round_to_int8
+from worker.engine.quantization.int8_grid import SMALLEST_STEP, Floats, round_to_int8
 
 Activations = Literal["float", "per_tensor", "per_row", "per_row_symmetric"]
 """How a layer's inputs are rounded: not at all, to one range of 256 levels, or to one for every row (token), which may
@@ -21,14 +21,14 @@ def measure_int8_effects(
     layers: Collection[str],
     inputs: Sequence[Tensor],
     *,
-    bits: int,
+    bits: Callable[[nn.Module], int],
     per_channel: bool,
     activations: Callable[[nn.Module], Activations],
     rounded: Program | None = None,
     scales: Mapping[str, Floats] | None = None,
     step: int = 0,
 ) -> tuple[LayerEffect, ...]:
-    """Return one effect for each of `layers`, in the order of the module; `bits` of a weight, 8 or 7.
+    """Return one effect for each of `layers`, in the order of the module; `bits` of a layer's weight, 8 or 7.
 
     Linear layers and convolutions are judged by their outputs without the bias, for the inputs that the float program
     gives them (ranges are those of these inputs); other layers by their weights. `rounded` has the weights that are
@@ -46,7 +46,7 @@ def measure_int8_effects(
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def measure(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
             assert isinstance(layer.weight, Tensor)
-            weight, num_bytes = _round_weight(sources[name], bits, per_channel, (scales or {}).get(name))
+            weight, num_bytes = _round_weight(sources[name], bits(layer), per_channel, (scales or {}).get(name))
             wanted = _apply(layer, given[0], layer.weight)
             made = _apply(layer, _round_inputs(given[0], activations(layer)), weight)
             tell(name, "layer_output_error", _relative(made - wanted, wanted), num_bytes)
@@ -62,7 +62,7 @@ def measure_int8_effects(
             weights = [each.detach() for each in layer.parameters() if each.ndim > 1]
             errors, num_bytes = [torch.zeros(())], 0
             for weight in weights:
-                codes, grid = round_to_int8(weight.numpy(), 0, bits)
+                codes, grid = round_to_int8(weight.numpy(), 0, bits(layer))
                 errors.append((torch.from_numpy(codes * grid) - weight).flatten())
                 num_bytes += codes.nbytes + grid.nbytes
             flat = torch.cat([each.flatten() for each in weights]) if weights else torch.zeros(1)
@@ -99,13 +99,13 @@ def _round_inputs(x: Tensor, how: Activations) -> Tensor:
     if how == "float":
         return x
     if how == "per_row_symmetric":
-        step = (x.abs().amax(-1, keepdim=True) / (NUM_LEVELS // 2)).clamp(min=1e-12)
+        step = (x.abs().amax(-1, keepdim=True) / (NUM_LEVELS // 2)).clamp(min=SMALLEST_STEP)
         return (x / step).round() * step
     if how == "per_row":
         low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
     else:
         low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = ((high - low) / NUM_LEVELS).clamp(min=1e-12)
+    scale = ((high - low) / NUM_LEVELS).clamp(min=SMALLEST_STEP)
     zero = (-low / scale).round()
     return ((x / scale + zero).round().clamp(0, NUM_LEVELS) - zero) * scale
 

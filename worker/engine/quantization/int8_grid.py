@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+SMALLEST_STEP = 1e-30
+"""Between two levels of activations: a row of zeros would be divided by zero."""
 
 
 def largest_code(bits: int) -> int:

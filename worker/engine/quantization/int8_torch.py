@@ -17,12 +17,10 @@ from app.recipes.quantization import QuantizeInt8
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.program import Program
 from worker.engine.quantization.int8_built import Built
-from worker.engine.quantization.int8_grid import Floats, round_to_int8
+from worker.engine.quantization.int8_grid import SMALLEST_STEP, Floats, round_to_int8
 from worker.engine.quantization.weights import LAYERS
 
 LARGEST_CODE = 127
-SMALLEST_STEP = 1e-30
-"""Of a row of zeros, which would be divided by zero."""
 CUDA_COLUMNS, CUDA_ROWS = 8, 32
 """cuBLAS multiplies integers where rows and columns of the weight are multiples of 8 and there are more than 16 rows
 of activations (aten/src/ATen/native/cuda/Blas.cpp, torch 2.13); zeros fill them up."""
@@ -93,6 +91,7 @@ class TorchBuilder:
     """Writes .pt2 files below a directory; `bits` of a weight, 8 or 7."""
 
     def __init__(self, program: Program, step: QuantizeInt8, bits: int, directory: Path, *, for_cuda: bool) -> None:
+        assert step.mode != "static", "refused at submission"
         self._step, self._bits, self._directory, self._for_cuda = step, bits, directory, for_cuda
         self.float_file = directory / "float.pt2"
         export_pt2(program, self.float_file)
@@ -121,6 +120,7 @@ class TorchBuilder:
     def _replace_layers(self, program: Program, scales: Mapping[str, Floats]) -> set[str]:
         read = {str(node.target) for node in program.module.graph.nodes if node.op == "get_attr"}
         coded: dict[tuple[int, bool], tuple[Tensor, Tensor]] = {}
+        multiplied = find_multiplied(program.module)
         done = set()
         for name, layer in list(program.module.named_modules(remove_duplicate=False)):
             is_table = isinstance(layer, nn.Embedding) and self._step.quantize_embeddings and layer.max_norm is None
@@ -133,7 +133,9 @@ class TorchBuilder:
             # Layers that share a weight share its codes.
             key = (id(layer.weight), per_row)
             if key not in coded:
-                coded[key] = self._round(layer.weight, scales.get(name), per_row=per_row)
+                # What is only looked up is never summed: it needs no room for sums.
+                bits = self._bits if id(layer.weight) in multiplied else 8
+                coded[key] = _round(layer.weight, bits, scales.get(name), per_row=per_row)
             codes, grid = coded[key]
             if isinstance(layer, nn.Embedding):
                 new: nn.Module = Int8Embedding(codes, grid)
@@ -144,9 +146,15 @@ class TorchBuilder:
             done.add(name)
         return done
 
-    def _round(self, weight: Tensor, scales: Floats | None, *, per_row: bool) -> tuple[Tensor, Tensor]:
-        codes, grid = round_to_int8(weight.detach().numpy(), 0 if per_row else None, self._bits, scales)
-        return torch.from_numpy(codes), torch.from_numpy(np.atleast_2d(np.asarray(grid, np.float32)))
+
+def find_multiplied(module: nn.Module) -> frozenset[int]:
+    """Return the ids of weights that integer products are made with, shared with a table or not."""
+    return frozenset(id(each.weight) for each in module.modules() if isinstance(each, nn.Linear))
+
+
+def _round(weight: Tensor, bits: int, scales: Floats | None, *, per_row: bool) -> tuple[Tensor, Tensor]:
+    codes, grid = round_to_int8(weight.detach().numpy(), 0 if per_row else None, bits, scales)
+    return torch.from_numpy(codes), torch.from_numpy(np.atleast_2d(np.asarray(grid, np.float32)))
 
 
 def _tensors(program: Program) -> list[Tensor]:

@@ -134,7 +134,7 @@ def run(program: Program, step: QuantizeAwareTraining, context: Context) -> Outc
             program,
             layers,
             next(iter(examples.training_batches(CALIBRATION_BATCH, seed=context.seed)))[0],
-            bits=bits,
+            bits=lambda _: bits,
             per_channel=step.per_channel,
             activations=lambda _: "per_tensor",
             step=context.index,

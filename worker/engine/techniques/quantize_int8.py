@@ -25,7 +25,7 @@ from worker.engine.quantization.int8_effects import Activations, measure_int8_ef
 from worker.engine.quantization.int8_gptq import round_linear_layers
 from worker.engine.quantization.int8_grid import Floats, round_to_int8
 from worker.engine.quantization.int8_onnx import OnnxBuilder
-from worker.engine.quantization.int8_torch import TorchBuilder
+from worker.engine.quantization.int8_torch import TorchBuilder, find_multiplied
 from worker.engine.quantization.preparation import (
     correct_biases,
     equalize,
@@ -196,6 +196,7 @@ def _conclude(
         warnings.append(
             "This processor has no 8-bit dot product instruction, so weights use 7 bits to keep sums from overflowing."
         )
+    multiplied = find_multiplied(built.plain.module) if context.target.runtime == "torch" else frozenset()
     return Outcome(
         program=FileProgram(built.path, program.signature, built.parameters, built.nonzero),
         facts={
@@ -212,7 +213,7 @@ def _conclude(
             built.plain,
             built.done,
             _example_batches(program, context)[0],
-            bits=bits,
+            bits=lambda layer: 8 if isinstance(layer, nn.Embedding) and id(layer.weight) not in multiplied else bits,
             per_channel=step.per_channel,
             activations=lambda layer: _round_activations(step, layer, context.target.runtime),
             rounded=built.source,
