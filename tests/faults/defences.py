@@ -197,9 +197,9 @@ def _drop_look_for_cancels() -> None:
 
 
 def _drop_time_limits() -> None:
-    from worker.attempt import Attempt
+    from worker.watch import EngineWatch
 
-    exchange_method(Attempt, "_check_times", lambda _: lambda _self, _engine: None)
+    exchange_method(EngineWatch, "_check_times", lambda _: lambda _self, _engine: None)
 
 
 def _drop_idempotency() -> None:
@@ -213,13 +213,13 @@ def _drop_idempotency() -> None:
 
 def _drop_outcome_retries() -> None:
     """A worker that cannot write its outcome forgets it."""
-    from worker.attempt import Attempt
+    from worker.outcome import OutcomeWriter
 
-    def write(self: Attempt, *outcome: Any) -> bool:
-        with self._supervisor.database.session() as session:
+    def write(self: OutcomeWriter, *outcome: Any) -> bool:
+        with self.database.session() as session:
             return bool(self._settle(*outcome)(session))
 
-    exchange_method(Attempt, "_write", lambda _: write)
+    exchange_method(OutcomeWriter, "_write", lambda _: write)
 
 
 def _drop_translation() -> None:

@@ -86,16 +86,16 @@ def _after_claim(act: Act) -> None:
 
 def _after_blob_before_txn(act: Act) -> None:
     """Worker: artifacts and log are in storage, no row names them."""
-    from worker.attempt import Attempt
+    from worker.outcome import OutcomeWriter
 
-    exchange_method(Attempt, "_write", lambda write: do_before(write, act))
+    exchange_method(OutcomeWriter, "_write", lambda write: do_before(write, act))
 
 
 def _after_txn_before_ack(act: Act) -> None:
     """Worker: the outcome is committed, the message's task has not returned."""
-    from worker.attempt import Attempt
+    from worker.outcome import OutcomeWriter
 
-    exchange_method(Attempt, "_write", lambda write: do_after(write, act))
+    exchange_method(OutcomeWriter, "_write", lambda write: do_after(write, act))
 
 
 def _mid_heartbeat(act: Act) -> None:

@@ -14,7 +14,7 @@ from app.db.tables import ArtifactRow, EventRow, JobRow, LogRow, ModelRow
 from app.jobs import cancel_job
 from app.storage import owner_storage
 from tests.worker.conftest import Bench, wait_until
-from worker import attempt
+from worker import watch
 from worker.sandbox.launch import remove_directory
 from worker.slot import Slot
 
@@ -207,7 +207,7 @@ def test_a_file_of_holes_is_not_turned_into_bytes(bench: Bench, open_slots: Slot
 def test_folders_nested_beyond_every_path_are_removed(
     bench: Bench, slot: Slot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempt, "_DISK_LOOK_SECONDS", 600)  # the look at the disk would end it, if it came in time
+    monkeypatch.setattr(watch, "DISK_LOOK_SECONDS", 600)  # the look at the disk would end it, if it came in time
     job = run(bench, slot, ["nest", "out", 3000], ["nest", "tmp", 1500], ["finish"])
 
     assert job.state == "succeeded"
@@ -221,7 +221,7 @@ def test_a_full_disk_fails_the_job_by_its_name_and_not_the_worker(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(attempt, "write_plan", full)
+        patch.setattr(watch, "write_plan", full)
         job = run(bench, slot, ["finish"], attempts=1)
 
     assert job.error is not None
