@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 
 import httpx2
 import pytest
+from sqlalchemy import insert
 
+from app.db.clock import db_now
 from app.db.session import Database
+from app.db.tables import EventRow, JobRow
 from app.jobs import record_progress
 from app.recipes.plan import Progress
 from app.settings import Settings
@@ -106,9 +109,11 @@ def test_g7_a_reader_that_hardly_reads_costs_no_memory_and_misses_nothing(api: A
     claim = world.start()
     num_events, text = 9900, "x" * 2000  # nearly as much as there may be: 20 MB
     with world.database.session() as session:
-        for number in range(num_events):
-            progress = Progress(stage="train", fraction=number / num_events, message=text)
-            assert record_progress(session, claim.job_id, claim.epoch, progress)
+        job = session.get_one(JobRow, claim.job_id)
+        event = {"job_id": job.id, "kind": "progress", "data": {"message": text}}
+        add = insert(EventRow).values(created_at=db_now())
+        session.execute(add, [{**event, "seq": job.last_seq + 1 + each} for each in range(num_events)])
+        job.last_seq += num_events
     world.fail(claim, REFUSAL)
     httpx2.get(f"{api.url}/v1/jobs/{claim.job_id}/events?limit=1000", trust_env=False)  # the pages it would hold anyway
     assert api.process is not None
