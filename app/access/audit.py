@@ -1,22 +1,29 @@
 """The record of what was done: who, with which key, what, to what, and how it ended. Rows are added, never changed."""
 
-from sqlalchemy import delete, insert
+from typing import Any
+
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from app.db.access_tables import AuditRow
 from app.db.clock import db_now
 from app.db.tables import Base
+from app.db.together import NewRow, insert_row
 from app.ids import new_id
 
 SERVICE = "(service)"
 """Stands for the owner where the service's own command acted; no owner can have this name."""
 DAY_SECONDS = 24 * 3600.0
 MAX_TARGET = 200
-_ADD = insert(Base.metadata.tables["audit"]).values(created_at=db_now())
+_TABLE = Base.metadata.tables["audit"]
 
 
-def record_action(
-    session: Session,
+def record_action(session: Session, **described: Any) -> None:
+    """Write down an action, described as for `make_entry`."""
+    insert_row(session, make_entry(**described))
+
+
+def make_entry(
     *,
     owner: str,
     action: str,
@@ -25,8 +32,8 @@ def record_action(
     target: str | None = None,
     request_id: str | None = None,
     status: int | None = None,
-) -> None:
-    """Write down an action; `outcome` is done, refused or failed."""
+) -> NewRow:
+    """Return the row of an action; `outcome` is done, refused or failed."""
     row = {
         "id": new_id("aud"),
         "owner": owner,
@@ -37,7 +44,7 @@ def record_action(
         "status": status,
         "outcome": outcome,
     }
-    session.execute(_ADD, row)
+    return NewRow(_TABLE, row)
 
 
 def forget_actions(session: Session, older_than_days: float) -> None:

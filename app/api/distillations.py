@@ -18,6 +18,7 @@ from app.api.views import ErrorView, View
 from app.db.tables import JobRow
 from app.errors import NotFound
 from app.jobs import State, get_job
+from app.jobs.checks import Record
 from app.jobs.distillation import DistillationPlan
 from app.jobs.parents import Part, read_parts
 from app.jobs.submit_distillation import submit_distillation, validate_distillation
@@ -141,7 +142,7 @@ def post_distillation(
 
     glance = service.glances.look(owner)
 
-    def submit(session: Session) -> JobView:
+    def submit(session: Session, record: Record) -> JobView:
         job = submit_distillation(
             session,
             service.settings,
@@ -152,6 +153,7 @@ def post_distillation(
             priority=body.priority,
             deadline_seconds=body.deadline_seconds,
             webhook_id=body.webhook_id,
+            record=record,
         )
         return describe_one(session, glance, job)
 

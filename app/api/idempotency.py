@@ -8,26 +8,52 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any
 
 from fastapi import Header, Request, Response
 from pydantic import BaseModel
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import BigInteger, ColumnElement, bindparam, delete, func, literal, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.api.recorder import RECORDED, record_done
+from app.api.recorder import RECORDED, make_done
 from app.api.service import Service
 from app.api.views import View
 from app.db.clock import db_now
-from app.db.tables import IdempotencyRow
+from app.db.tables import Base
+from app.db.together import insert_row
 from app.errors import IdempotencyMismatch, InvalidRequest, Problem, StillRunning
+from app.jobs.checks import Record
 
 KEPT_SECONDS = 24 * 3600
 MAX_CHARACTERS = 255
+_ACCEPTED = 202
 _QUOTED = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _BARE = re.compile(r"[\x21\x23-\x2b\x2d-\x7e]+")
+
+_TABLE = Base.metadata.tables["idempotency_keys"]
+_NAMES = ("owner", "route", "key")
+_MINE = [_TABLE.c[name] == bindparam(f"its_{name}") for name in _NAMES]
+_EXPIRED = _TABLE.c.created_at < db_now(-KEPT_SECONDS)
+_FIND = select(_TABLE.c.fingerprint, _TABLE.c.status, _TABLE.c.body).where(*_MINE, ~_EXPIRED)
+_KEEP = update(_TABLE).where(*_MINE).values(status=bindparam("answered"), body=bindparam("answer"))
+
+
+def _make_take(dialect: Any, alone: ColumnElement[bool]) -> Any:
+    """Return what takes a key that is free, or was used long ago, where nobody else works for it."""
+    given = {name: bindparam(f"its_{name}", type_=_TABLE.c[name].type) for name in (*_NAMES, "fingerprint")}
+    row: dict[str, Any] = given | {"status": literal(0), "body": literal(""), "created_at": db_now()}
+    new = dialect.insert(_TABLE).from_select(list(row), select(*list[Any](row.values())).where(alone))
+    changed = {name: new.excluded[name] for name in row if name not in _NAMES}
+    return new.on_conflict_do_update(index_elements=_NAMES, set_=changed, where=_EXPIRED).returning(_TABLE.c.key)
+
+
+_TAKE = {
+    "postgresql": _make_take(postgresql, func.pg_try_advisory_xact_lock(bindparam("number", type_=BigInteger))),
+    "sqlite": _make_take(sqlite, true()),  # one transaction writes at a time
+}
 
 IdempotencyKey = Annotated[
     str | None,
@@ -87,25 +113,26 @@ def submit_once(
     route: str,
     header: str | None,
     body: BaseModel,
-    work: Callable[[Session], View],
+    work: Callable[[Session, Record], View],
 ) -> Response:
     """Make a new thing and answer 202 with its view and place; with a key, once for each key of the owner and route.
 
-    The audit log has it from the same transaction.
+    The audit log has it from the same transaction: `work` writes the entry beside the new thing.
     """
     key = parse_key(header) if header is not None else None
 
     with service.database.session() as session:
 
         def do() -> tuple[int, str]:
-            return 202, work(session).model_dump_json()
+            return _ACCEPTED, work(session, partial(make_done, request.scope, _ACCEPTED)).model_dump_json()
 
         if key is None:
             answer = Answer(*do(), replayed=False)
         else:
             answer = answer_once(session, owner=owner, route=route, key=key, request=_canonical(body), work=do)
         place = str(json.loads(answer.body)["links"]["self"])
-        record_done(session, request.scope, answer.status, place.rpartition("/")[2])
+        if answer.replayed:
+            insert_row(session, make_done(request.scope, answer.status, place.rpartition("/")[2]))
     request.scope[RECORDED] = True
     headers = {"Location": place}
     if answer.replayed:
@@ -121,39 +148,26 @@ def answer_once(
     `request` is the canonical form of what is asked. Of two at once the second is refused with StillRunning; on SQLite,
     where one transaction writes at a time, it waits instead.
     """
-    _take(session, f"{owner}\0{route}\0{key}")
-    mine = (IdempotencyRow.owner == owner, IdempotencyRow.route == route, IdempotencyRow.key == key)
+    mine = {"its_owner": owner, "its_route": route, "its_key": key}
     fingerprint = sha256(request.encode()).hexdigest()
-    session.execute(delete(IdempotencyRow).where(*mine, IdempotencyRow.created_at < db_now(-KEPT_SECONDS)))
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    taken = session.scalar(
-        dialect.insert(IdempotencyRow)
-        .values(owner=owner, route=route, key=key, fingerprint=fingerprint, status=0, body="", created_at=db_now())
-        .on_conflict_do_nothing()
-        .returning(IdempotencyRow.key)
-    )
-    if taken is None:
-        kept = session.scalars(select(IdempotencyRow).where(*mine)).one()
+    # The lock lasts until the transaction ends; who does not get it takes nothing, and does not wait either.
+    number = int.from_bytes(sha256(f"{owner}\0{route}\0{key}".encode()).digest()[:8], "big", signed=True)
+    take = _TAKE[session.get_bind().dialect.name]
+    if session.scalar(take, mine | {"its_fingerprint": fingerprint, "number": number}) is None:
+        kept = session.execute(_FIND, mine).one_or_none()
+        if kept is None:
+            raise StillRunning
         if kept.fingerprint != fingerprint:
             raise IdempotencyMismatch(f"Idempotency-Key {key!r} was used before with a different request")
         return Answer(kept.status, kept.body, replayed=True)
     status, body = work()
-    session.execute(update(IdempotencyRow).where(*mine).values(status=status, body=body))
+    session.execute(_KEEP, mine | {"answered": status, "answer": body})
     return Answer(status, body, replayed=False)
 
 
 def forget_expired(session: Session) -> None:
     """Remove the answers that are kept no longer."""
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < db_now(-KEPT_SECONDS)))
-
-
-def _take(session: Session, name: str) -> None:
-    """Be the only one who works for a key, until the transaction ends."""
-    if session.get_bind().dialect.name != "postgresql":
-        return
-    number = int.from_bytes(sha256(name.encode()).digest()[:8], "big", signed=True)
-    if not session.scalar(select(func.pg_try_advisory_xact_lock(number))):
-        raise StillRunning
+    session.execute(delete(_TABLE).where(_EXPIRED))
 
 
 def _refuse(detail: str) -> InvalidRequest:

@@ -35,6 +35,7 @@ from app.jobs import (
     submit_job,
     validate_submission,
 )
+from app.jobs.checks import Record
 from app.jobs.lifecycle import CHECKS
 from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
@@ -135,7 +136,7 @@ def post_job(
 
     glance = service.glances.look(owner)
 
-    def submit(session: Session) -> JobView:
+    def submit(session: Session, record: Record) -> JobView:
         job = submit_job(
             session,
             service.settings,
@@ -149,6 +150,7 @@ def post_job(
             webhook_id=body.webhook_id,
             workers=glance.workers,
             has_room=glance.has_room(owner),
+            record=record,
         )
         glance.places.add(job)
         return describe_one(session, glance, job)

@@ -4,15 +4,15 @@ import re
 from typing import Any
 
 import structlog
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from app.access.audit import record_action
+from app.access.audit import make_entry, record_action
 from app.access.keys import Caller
 from app.api.owner import CALLER
 from app.db.session import Database
+from app.db.together import NewRow
 from app.errors import PareError
 from app.logs import current_request_id
 
@@ -47,9 +47,12 @@ class Recorder:
             record_action(session, status=status, **entry)
 
 
-def record_done(session: Session, scope: Scope, status: int, target: str) -> None:
-    """Write down a request in the transaction that does what it asks; `scope[RECORDED]` is for whoever commits it."""
-    record_action(session, status=status, **_describe(scope[CALLER], scope, status, target))
+def make_done(scope: Scope, status: int, target: str) -> NewRow:
+    """Return the entry of a request for the transaction that does what it asks.
+
+    Whoever commits it sets `scope[RECORDED]`.
+    """
+    return make_entry(status=status, **_describe(scope[CALLER], scope, status, target))
 
 
 def _describe(caller: Caller, scope: Scope, status: int, target: str) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """The check of an upload is a job too: it is claimed, leased and reaped like any other, and it settles the upload."""
 
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import insert, update
+from sqlalchemy import update
 from sqlalchemy.orm import Session, make_transient_to_detached
 
-from app.db.clock import db_now
 from app.db.tables import Base, DatasetRow, JobRow, ModelRow
+from app.db.together import NewRow, insert_together
 from app.ids import new_id
 from app.jobs.claim import NO_PROGRESS
-from app.jobs.lifecycle import CHECK_PRIORITY, MADE_OF_PARTS, State, describe_state, write_event
+from app.jobs.lifecycle import CHECK_PRIORITY, MADE_OF_PARTS, State, describe_state, make_event
 from app.jobs.needs import JobNeeds, derive_needs
-from app.jobs.outbox import enqueue
+from app.jobs.outbox import make_hint
 from app.jobs.workers import list_workers, require_isolation
 from app.logs import current_request_id
 from app.recipes.plan import EngineError
@@ -21,10 +22,9 @@ from app.tracing import current_traceparent
 CHECKING = "checking"
 READY = "ready"
 REJECTED = "rejected"
+Record = Callable[[str], NewRow]
+"""Makes the row that says who submitted the job with this id."""
 _TABLE = Base.metadata.tables["jobs"]
-_TIMES = ("created_at", "published_at")
-_ADD = insert(_TABLE).values({name: db_now() for name in _TIMES}).returning(*(_TABLE.c[name] for name in _TIMES))
-"""Made once, and past the ORM's unit of work: this is what a submission waits for."""
 _EMPTY = dict.fromkeys(_TABLE.c.keys())
 
 
@@ -65,8 +65,11 @@ def queue_job(
     webhook_id: str | None = None,
     request_id: str | None = None,
     traceparent: str | None = None,
+    record: Record | None = None,
 ) -> JobRow:
     """Insert a waiting job with its first event and, where a worker is to take it, its hint.
+
+    `record` makes a row more that is written with them.
 
     Without `needs` any CPU worker will do; without `request_id` and `traceparent` they
     are those of the request being answered.
@@ -100,14 +103,16 @@ def queue_job(
         "isolation": [],
         "last_seq": 1,
     }
-    created_at, published_at = session.execute(_ADD, row).one()
+    rows = [NewRow(_TABLE, row), make_event(row["id"], 1, "state", describe_state(State.QUEUED, 0, None))]
+    if action not in MADE_OF_PARTS:
+        rows.append(make_hint(row["id"]))
+    if record is not None:
+        rows.append(record(row["id"]))
+    now = insert_together(session, rows)
     # What was written is known, and need not be read.
-    job = JobRow(**_EMPTY | row | {"created_at": created_at, "published_at": published_at})
+    job = JobRow(**_EMPTY | row | {"created_at": now, "published_at": now})
     make_transient_to_detached(job)
     session.add(job)
-    write_event(session, job, "state", describe_state(State.QUEUED, 0, None))
-    if action not in MADE_OF_PARTS:
-        enqueue(session, job.id)
     return job
 
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, insert, update
+from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
-from app.db.clock import db_now
 from app.db.tables import Base, JobRow
+from app.db.together import NewRow, insert_row
 from app.webhooks.announce import announce
 
 
@@ -52,7 +52,7 @@ MADE_OF_PARTS = frozenset({"distill"})
 """The actions that no worker claims: the dispatcher runs their parts (app/jobs/parents.py)."""
 OWNED = frozenset({State.RUNNING, State.CANCELLING})
 """A worker holds the job and must renew its lease."""
-_ADD_EVENT = insert(Base.metadata.tables["events"]).values(created_at=db_now())
+_EVENTS = Base.metadata.tables["events"]
 
 
 def held(epoch: int) -> tuple[ColumnElement[bool], ...]:
@@ -103,4 +103,9 @@ def describe_state(state: State, attempt: int, reason: str | None) -> dict[str, 
 
 def write_event(session: Session, job: JobRow, kind: str, data: dict[str, Any]) -> None:
     """Write the event that `job.last_seq` was just raised for."""
-    session.execute(_ADD_EVENT, {"job_id": job.id, "seq": job.last_seq, "kind": kind, "data": data})
+    insert_row(session, make_event(job.id, job.last_seq, kind, data))
+
+
+def make_event(job_id: str, seq: int, kind: str, data: dict[str, Any]) -> NewRow:
+    """Return the row of an event."""
+    return NewRow(_EVENTS, {"job_id": job_id, "seq": seq, "kind": kind, "data": data})

@@ -4,15 +4,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, exists, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.db.clock import db_now
 from app.db.session import Database
 from app.db.tables import Base, JobRow, OutboxRow
+from app.db.together import NewRow, insert_row
 from app.jobs.lifecycle import State
 from app.recipes.needs import DeviceKind
 
+MAX_HINTS = 100
+"""Of one round."""
 _MAX_PUBLISH_SECONDS = 5.0
 """Of one round: the database does not wait longer for a slow broker, in a transaction that is open."""
 
@@ -35,47 +38,49 @@ class Hint:
     """The span of that request."""
 
 
-_ADD = insert(Base.metadata.tables["outbox"]).values(created_at=db_now())
+_JOBS, _OUTBOX = (Base.metadata.tables[name] for name in ("jobs", "outbox"))
+_TAKE = (
+    select(
+        _OUTBOX.c.id,
+        _OUTBOX.c.job_id,
+        *(_JOBS.c[name] for name in ("action", "priority", "needs_device", "owner", "request_id", "traceparent")),
+    )
+    .join(_JOBS, _JOBS.c.id == _OUTBOX.c.job_id)
+    .order_by(_JOBS.c.priority.desc(), _OUTBOX.c.id)
+    .limit(bindparam("limit"))
+    .with_for_update(of=_OUTBOX, skip_locked=True)
+)
+_REMOVE = delete(_OUTBOX).where(_OUTBOX.c.id.in_(bindparam("sent", expanding=True)))
+_NOTE_SENT = (
+    update(_JOBS)
+    .where(_JOBS.c.id.in_(bindparam("job_ids", expanding=True)), _JOBS.c.state == State.QUEUED)
+    .values(published_at=db_now())
+)
+"""Made once, and past the ORM: the dispatcher asks them several times a second."""
+
+
+def make_hint(job_id: str) -> NewRow:
+    """Return the row of a hint."""
+    return NewRow(_OUTBOX, {"job_id": job_id})
 
 
 def enqueue(session: Session, job_id: str) -> None:
     """Write a hint in the transaction that makes the job wait; the caller sets `published_at`."""
-    session.execute(_ADD, {"job_id": job_id})
+    insert_row(session, make_hint(job_id))
 
 
-def take_outbox(session: Session, limit: int = 100) -> list[Hint]:
+def take_outbox(session: Session, limit: int = MAX_HINTS) -> list[Hint]:
     """Return the oldest hints. On PostgreSQL other relays pass over them until the transaction ends."""
-    query = (
-        select(
-            OutboxRow.id,
-            OutboxRow.job_id,
-            JobRow.action,
-            JobRow.priority,
-            JobRow.needs_device,
-            JobRow.owner,
-            JobRow.request_id,
-            JobRow.traceparent,
-        )
-        .join(JobRow, JobRow.id == OutboxRow.job_id)
-        .order_by(JobRow.priority.desc(), OutboxRow.id)
-        .limit(limit)
-        .with_for_update(of=OutboxRow, skip_locked=True)
-    )
-    return [Hint(*row) for row in session.execute(query)]
+    return [Hint(*row) for row in session.execute(_TAKE, {"limit": limit})]
 
 
 def mark_sent(session: Session, hints: list[Hint]) -> None:
     """Remove hints that were published, and note when."""
-    session.execute(delete(OutboxRow).where(OutboxRow.id.in_([hint.outbox_id for hint in hints])))
-    session.execute(
-        update(JobRow)
-        .where(JobRow.id.in_([hint.job_id for hint in hints]), JobRow.state == State.QUEUED)
-        .values(published_at=db_now())
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(_REMOVE, {"sent": [hint.outbox_id for hint in hints]})
+    session.execute(_NOTE_SENT, {"job_ids": [hint.job_id for hint in hints]})
 
 
-def relay_outbox(database: Database, publish: Callable[[Hint], None], limit: int = 100) -> int:
+def relay_outbox(database: Database, publish: Callable[[Hint], None], limit: int = MAX_HINTS) -> int:
     """Publish waiting hints; return how many. When `publish` raises, the hints not yet sent stay."""
     if database.dialect == "postgresql":
         with database.session() as session:

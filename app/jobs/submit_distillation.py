@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app.db.tables import DatasetRow, JobRow
 from app.errors import InvalidRequest, Problem
 from app.jobs.bindings import TEXT, find_column
-from app.jobs.checks import queue_job
+from app.jobs.checks import Record, queue_job
 from app.jobs.parents import start_parent
 from app.jobs.quotas import require_room_for_job
 from app.jobs.submit import validate_submission
@@ -32,8 +32,12 @@ def submit_distillation(
     priority: int,
     deadline_seconds: int | None,
     webhook_id: str | None = None,
+    record: Record | None = None,
 ) -> JobRow:
-    """Start a distillation, or raise InvalidRequest with every problem, or NotReady while an upload is checked."""
+    """Start a distillation, or raise InvalidRequest with every problem, or NotReady while an upload is checked.
+
+    `record` makes a row that is written with the job.
+    """
     require_isolation(list_workers(session, settings.worker_seen_seconds))
     require_room_for_job(session, settings, owner)
     validate_distillation(
@@ -59,6 +63,7 @@ def submit_distillation(
         deadline_seconds=deadline_seconds or settings.default_deadline_seconds,
         max_attempts=1,
         webhook_id=webhook_id,
+        record=record,
     )
     return start_parent(session, job)
 

@@ -6,14 +6,16 @@ A fault happens once in the life of a data directory: the process that takes the
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session, UOWTransaction
+from sqlalchemy.orm import Session
 
-from tests.faults.bend import do_after, do_before, exchange, exchange_method
+from app.db.together import NewRow
+from tests.faults.bend import do_after, do_before, exchange, exchange_method, exchange_name
 
 Act = Callable[[], None]
 _HOLD_SECONDS = 120.0
@@ -52,12 +54,15 @@ def make_action(point: str, action: str) -> Act:
 
 def _after_commit_before_publish(act: Act) -> None:
     """API: a job and its hint are committed, the answer is not sent, nothing is published."""
-    from app.db.tables import OutboxRow
+    from app.db.together import insert_together
+    from app.jobs import checks
 
-    @event.listens_for(Session, "after_flush")
-    def note(session: Session, _context: UOWTransaction) -> None:
-        if any(isinstance(row, OutboxRow) for row in session.new):
+    def note(session: Session, rows: Sequence[NewRow]) -> datetime:
+        if any(row.table.name == "outbox" for row in rows):
             session.info["hint"] = True
+        return insert_together(session, rows)
+
+    exchange_name(checks, "insert_together", note)
 
     @event.listens_for(Session, "after_commit")
     def strike(session: Session) -> None:

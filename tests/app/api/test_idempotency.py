@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 from app.api.idempotency import answer_once, forget_expired, parse_key
 from app.db.clock import db_now
 from app.db.tables import IdempotencyRow
-from app.errors import InvalidRequest, Unavailable
+from app.errors import IdempotencyMismatch, InvalidRequest, Unavailable
 from tests.app.jobs.world import World
 
 Both = tuple[TestClient, World]
@@ -88,6 +88,30 @@ def test_repeat_is_refused_while_the_first_is_worked_on(both: Both) -> None:
         assert submit(both, "k2").status_code == 202
         session.rollback()
     assert submit(both, "k1").status_code == 202
+
+
+def test_repeat_is_answered_while_another_repeat_is(both: Both) -> None:
+    _, world = both
+    if world.database.dialect != "postgresql":
+        pytest.skip("one transaction writes at a time")
+    first = submit(both, "k1")
+    mine = {"owner": "local", "route": "POST /v1/jobs", "key": "k1"}
+    with world.database.session() as session:
+        with pytest.raises(IdempotencyMismatch):
+            answer_once(session, **mine, request="another", work=lambda: (202, "{}"))
+        assert submit(both, "k1").content == first.content
+
+
+def test_expired_answer_is_not_given_while_the_key_is_used_anew(both: Both) -> None:
+    _, world = both
+    if world.database.dialect != "postgresql":
+        pytest.skip("one transaction writes at a time")
+    submit(both, "k1")
+    with world.database.session() as session:
+        session.get_one(IdempotencyRow, ("local", "POST /v1/jobs", "k1")).created_at = db_now(-24 * 3600 - 1)
+    with world.database.session() as session:
+        answer_once(session, owner="local", route="POST /v1/jobs", key="k1", request="first", work=lambda: (202, "{}"))
+        assert submit(both, "k1").json()["code"] == "idempotency_key_in_use"
 
 
 def test_distillations_have_keys_of_their_own(both: Both) -> None:
