@@ -120,7 +120,7 @@ def run(
 def difference(one: Program, other: Program) -> float:
     """Return the largest difference of two programs' tensors, relative to the tensor's norm."""
     pairs = zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True)
-    return max(float((a - b).norm() / a.norm().clamp(min=1e-9)) for a, b in pairs)
+    return max(float((a - b).norm() / a.norm().clamp(min=1e-9)) for a, b in pairs if a.is_floating_point())
 
 
 def measure_paces(directory: Path, chosen: argparse.Namespace) -> None:
