@@ -155,7 +155,7 @@ def _drop_begin_immediate() -> None:
 
     from app.db import session
 
-    def prepare(engine: Any, foreign_keys: bool) -> None:
+    def prepare(engine: Any, foreign_keys: bool, _lock_timeout_seconds: float) -> None:
         @event.listens_for(engine, "connect")
         def connect(connection: Any, _record: object) -> None:
             connection.isolation_level = None
