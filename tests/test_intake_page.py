@@ -25,9 +25,9 @@ def test_every_code_of_a_rejection_is_explained() -> None:
 
 JOBS = {
     "bad_tokenizer", "capture_failed", "dtype_mismatch", "empty_split", "images_differ_in_size", "label_out_of_range",
-    "labels_cannot_move", "labels_do_not_fit", "layers_do_not_fit", "no_tokenizer", "nothing_to_train", "onnx_export_failed",
-    "output_not_finite", "packed_export_failed", "resize_too_large", "shape_mismatch", "size_became_fixed",
-    "too_few_examples", "training_diverged", "unknown_column",
+    "labels_cannot_move", "labels_do_not_fit", "layers_do_not_fit", "no_tokenizer", "nothing_to_train",
+    "onnx_export_failed", "output_not_finite", "packed_export_failed", "resize_too_large", "shape_mismatch",
+    "size_became_fixed", "too_few_examples", "training_diverged", "unknown_column",
 }  # fmt: skip
 """Codes of jobs: of a recipe that does not fit a file, of training and of exports."""
 
