@@ -74,7 +74,7 @@ def make_publisher(broker_url: str) -> tuple[Celery, Callable[[Hint], None]]:
     def publish(hint: Hint) -> None:
         # ignore_result and no retry: the outbox row stays until this returns.
         queue = name_queue(hint.device)
-        # What is in the message is said in words too, for tools that show queues; to find them is a tenth of the work.
+        # What is in the message is said in words too, for tools that show queues; Celery need not work them out.
         words = {"argsrepr": repr([hint.job_id]), "kwargsrepr": "{}"}
         client.send_task("pare.run_job", args=[hint.job_id], queue=queue, retry=False, ignore_result=True, **words)
 
