@@ -192,20 +192,24 @@ def _look_at_storage(settings: Settings, environment: Mapping[str, str]) -> Iter
 
 
 def _look_at_directories(settings: Settings) -> Iterator[Finding]:
-    parts = urlsplit(settings.storage_url)
-    store = [Path(unquote(parts.path))] if parts.scheme == "file" else []
-    for path in dict.fromkeys([settings.data_dir, *store]):
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-        except OSError:
-            continue  # made with the right mode, or refused, when it is used
-        if mode & 0o007:
+    parts, data = urlsplit(settings.storage_url), settings.data_dir.resolve()
+    store = [Path(unquote(parts.path)).resolve()] if parts.scheme == "file" else []
+    for path in dict.fromkeys([data, *store]):
+        # Into a store below a data directory that is closed nobody gets.
+        if _is_open(path) and not (data in path.parents and not _is_open(data)):
             yield Finding(
                 "open_directory",
                 "error",
-                f"{path} has the mode {mode:04o}: every user of the machine gets at what owners stored",
+                f"{path} lets every user of the machine get at what owners stored",
                 f"chmod o-rwx {path}",
             )
+
+
+def _is_open(path: Path) -> bool:
+    try:
+        return bool(stat.S_IMODE(path.stat().st_mode) & 0o007)
+    except OSError:
+        return False  # made with the right mode, or refused, when it is used
 
 
 def _look_at_webhooks(settings: Settings) -> Iterator[Finding]:

@@ -122,15 +122,25 @@ def test_sound_settings_pass(changes: dict[str, Any], environment: dict[str, str
     assert find(changes, environment, tmp_path) == []
 
 
-@pytest.mark.parametrize("name", [".", "store"])
-def test_directories_that_everybody_may_enter_are_errors(name: str, tmp_path: Path) -> None:
-    place = tmp_path / "data" / name
-    place.mkdir(parents=True)
-    (tmp_path / "data").chmod(0o700)
-    place.chmod(0o755)
-    settings = Settings(**{**GOOD, "data_dir": tmp_path / "data"})
-    codes = [each.code for each in find_weaknesses(settings, {}) if each.code != "runs_as_root"]
-    assert codes == ["open_directory"]
+@pytest.mark.parametrize(
+    ("data", "place", "store", "open_ones"),
+    [
+        (0o755, "data/store", 0o700, ["data"]),
+        (0o755, "data/store", 0o755, ["data", "data/store"]),
+        (0o700, "data/store", 0o755, []),  # nobody gets as far
+        (0o700, "elsewhere", 0o755, ["elsewhere"]),
+        (0o700, "elsewhere", 0o700, []),
+    ],
+)
+def test_directories_that_everybody_may_enter_are_errors(
+    data: int, place: str, store: int, open_ones: list[str], tmp_path: Path
+) -> None:
+    for name, mode in (("data", 0o700), (place, store), ("data", data)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name).chmod(mode)
+    settings = Settings(**{**GOOD, "data_dir": tmp_path / "data", "storage_url": (tmp_path / place).as_uri()})
+    found = [each for each in find_weaknesses(settings, {}) if each.code == "open_directory"]
+    assert [each.cause.split()[0] for each in found] == [str(tmp_path / name) for name in open_ones]
 
 
 def test_root_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
