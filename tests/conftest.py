@@ -1,5 +1,6 @@
 """Fixtures for all tests: a real PostgreSQL server, and fresh, migrated databases of both kinds."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from app.storage import Storage, open_storage
 from tests import canaries
 from tests.postgres import PostgresServer
 from tests.s3 import S3_CREDENTIALS, S3Server
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before a test imports it
 
 ENGINES = ("sqlite", "postgresql")
 LONG_FILES = (

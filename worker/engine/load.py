@@ -19,6 +19,7 @@ import itertools
 import json
 import lzma
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,8 @@ def load(path: str | Path, device: str = "cpu") -> Predict:
 
 
 def _load_onnx(model: str | bytes, inputs: list[str], outputs: list[str]) -> Predict:
+    # ONNX Runtime 1.32 reports sessions to its maker unless told not to before it is imported (its Privacy.md).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     onnxruntime.set_default_logger_severity(3)
