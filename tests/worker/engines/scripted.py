@@ -100,6 +100,16 @@ class Actor:
     def allocate(self, size_bytes: int) -> None:
         self.block = bytearray(size_bytes)
 
+    def fill_gpu(self, block_bytes: int, blocks: int) -> None:
+        """Allocate and write block after block on the first GPU, and say how far it is."""
+        import torch
+
+        self.blocks = []
+        for number in range(blocks):
+            self.blocks.append(torch.ones(block_bytes, dtype=torch.uint8, device="cuda"))
+            torch.cuda.synchronize()
+            self.say("filling", message=str(number + 1))
+
     def write(self, name: str, text: str) -> None:
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
