@@ -20,7 +20,7 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 TOO_MANY = 429
 """Requests that came too fast changed nothing, and would fill the log."""
 RECORDED = "pare.recorded"
-"""In the scope of a request that is in the audit log already."""
+"""In the scope of a request that needs no entry: it is in the audit log already, or is a part of one that will be."""
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 log = structlog.get_logger(__name__)

@@ -17,6 +17,7 @@ from app.api.frame import HEAD_ONLY
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
 from app.api.problems import TUS_VERSION
+from app.api.recorder import RECORDED
 from app.api.service import Parts, Service
 from app.api.uploads import discard_upload
 from app.api.views import SelfLink, View
@@ -246,6 +247,8 @@ async def patch_upload(
         raise
     finally:
         append.abort()
+    if append.offset < upload.size_bytes:
+        request.scope[RECORDED] = True  # thousands of parts would bury the rest; the beginning and the last one tell
     response.headers["Upload-Offset"] = str(append.offset)
     response.headers["Upload-Expires"] = _date(upload.expires_at)
 

@@ -73,6 +73,23 @@ def test_an_upload_is_written_down_by_its_id(client: TestClient, sqlite_database
     assert [(entry["action"], entry["target"]) for entry in read_log(client, admin)] == [("upload_model", model_id)]
 
 
+def test_of_the_parts_of_an_upload_the_last_is_written_down(client: TestClient, sqlite_database: Database) -> None:
+    admin = make_token(sqlite_database, "ops")
+    headers = {**bearer(admin), "Tus-Resumable": "1.0.0"}
+    begun = client.post("/v1/uploads", headers={**headers, "Upload-Length": "3"})
+    headers |= {"Content-Type": "application/offset+octet-stream"}
+    offsets = (0, 1, 0, 2)
+    answers = [
+        client.patch(begun.headers["location"], content=b"x", headers={**headers, "Upload-Offset": str(offset)})
+        for offset in offsets
+    ]
+    assert [answer.status_code for answer in answers] == [204, 204, 409, 204]
+    log = reversed(read_log(client, admin))
+    assert [(entry["action"], entry["status"]) for entry in log] == [
+        ("begin_upload", 201), ("append_to_upload", 409), ("append_to_upload", 204)
+    ]  # fmt: skip
+
+
 def test_odd_paths_are_written_down_in_print(client: TestClient, sqlite_database: Database) -> None:
     admin = make_token(sqlite_database, "ops")
     assert client.delete("/v1/models/%00%0a" + "x" * 300, headers=bearer(admin)).status_code in (404, 405)
