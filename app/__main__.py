@@ -15,7 +15,7 @@ from app.errors import PareError
 from app.logs import configure_logs
 from app.main import create_app
 from app.production import check_production
-from app.settings import Settings, check_exposure, load_settings
+from app.settings import Settings, check_delivery, check_exposure, load_settings
 from app.tracing import start_tracing
 
 GRACE_SECONDS = 8
@@ -41,6 +41,7 @@ def main() -> None:
     try:
         settings = load_settings()
         check_exposure(settings)
+        check_delivery(settings)
         check_production(settings)
         start_tracing("api")
     except PareError as error:

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """Uploads and artifacts are refused when the disk of the store would have less than this left."""
     download_link_seconds: int = Field(300, ge=0, le=900)
     """On S3, downloads are answered with a link to the store that is good for this long; 0: Pare sends the bytes."""
+    x_accel_redirect: str = Field("", pattern=r"^(/([A-Za-z0-9_-]+/)+)?$")
+    """Location of the nginx in front, such as `/blobs/`, out of which it sends large files; empty: Pare sends them."""
     collect_interval_seconds: float = Field(300, ge=0)
     """How often the dispatcher removes files that nothing needs any more; 0: never."""
     collect_grace_seconds: float = Field(3600, ge=0)
@@ -187,6 +189,17 @@ def check_exposure(settings: Settings) -> None:
             f"host {settings.host} lets other machines in, and PARE_AUTH=local asks nobody who they are",
             fix="Listen on 127.0.0.1; or set PARE_AUTH=keys, and make the first key with "
             "`python -m app.access create --owner NAME --scopes read,write,admin`.",
+        )
+
+
+def check_delivery(settings: Settings) -> None:
+    """Raise ConfigurationError where a proxy is to send files that are on no disk."""
+    if settings.x_accel_redirect and not settings.storage_url.startswith("file:"):
+        raise ConfigurationError(
+            f"PARE_X_ACCEL_REDIRECT={settings.x_accel_redirect} lets a proxy send files from its disk, and "
+            "PARE_STORAGE_URL names a store that has none",
+            fix="Leave PARE_X_ACCEL_REDIRECT out: downloads from S3 are links to the store "
+            "(PARE_DOWNLOAD_LINK_SECONDS). Or keep the files on a disk: PARE_STORAGE_URL=file:///...",
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from app.errors import ConfigurationError
 from app.production import Finding, check_production, find_weaknesses
-from app.settings import Settings, check_exposure, load_settings, read_settings
+from app.settings import Settings, check_delivery, check_exposure, load_settings, read_settings
 from app.tracing import check_tracing
 from worker.settings import WorkerSettings
 from worker.shares import divide
@@ -38,6 +38,7 @@ def _look_at_starts(settings: Settings, worker: WorkerSettings) -> Iterator[Find
     checks: tuple[Callable[[], object], ...] = (
         check_tracing,
         lambda: check_exposure(settings),
+        lambda: check_delivery(settings),
         lambda: divide(settings, worker),
     )
     for check in checks:

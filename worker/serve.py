@@ -18,7 +18,7 @@ from app.access.keys import has_admin
 from app.db.session import Database
 from app.errors import PareError
 from app.jobs import list_workers
-from app.settings import Settings, check_exposure, read_settings
+from app.settings import Settings, check_delivery, check_exposure, read_settings
 from app.storage import open_storage
 from app.tracing import check_tracing
 from worker.broker import EmbeddedBroker
@@ -57,6 +57,7 @@ class Service:
         port = take_port(host, port)
         self._settings = read_settings(Settings, data_dir=data_dir, host=host, port=port)
         check_exposure(self._settings)
+        check_delivery(self._settings)
         check_tracing()
         # A mistake in them is told here, not by a worker that does not start.
         worker = read_settings(WorkerSettings)

@@ -114,7 +114,7 @@ def download_artifact(
         raise NotFound(f"there is no artifact {artifact_id}")
     section = owner_storage(service.storage, owner)
     content = Content(row.sha256, row.size_bytes, row.media_type, row.name)
-    return answer_content(request, section, content, service.settings.download_link_seconds)
+    return answer_content(request, section, content, service.settings)
 
 
 def _describe(row: ArtifactRow) -> ArtifactView:

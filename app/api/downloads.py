@@ -12,7 +12,9 @@ from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.api.frame import HEAD_ONLY
+from app.api.handover import MECHANISM, find_internal_uri
 from app.errors import PreconditionFailed, RangeNotSatisfiable
+from app.settings import Settings
 from app.storage import Section
 from app.storage.base import CHUNK_BYTES
 
@@ -42,8 +44,11 @@ class Content:
         return f"sha-256=:{base64.b64encode(bytes.fromhex(self.sha256)).decode()}:"
 
 
-def answer_content(request: Request, section: Section, content: Content, redirect_seconds: int = 0) -> Response:
-    """Return 200, 206, 304, or 307 to the store; raises PreconditionFailed (412) and RangeNotSatisfiable (416)."""
+def answer_content(request: Request, section: Section, content: Content, settings: Settings) -> Response:
+    """Return 200, 206, 304, 307 to the store, or what the proxy makes 200 and 206 of.
+
+    Raises PreconditionFailed (412) and RangeNotSatisfiable (416).
+    """
     given = {name: request.headers.get(name) for name in ("if-match", "if-none-match", "if-range", "range")}
     headers = {
         "ETag": content.etag,
@@ -55,8 +60,8 @@ def answer_content(request: Request, section: Section, content: Content, redirec
         raise PreconditionFailed(f"the file's ETag is {content.etag}")
     if given["if-none-match"] is not None and _matches(given["if-none-match"], content.etag, weak=True):
         return Response(status_code=304, headers=headers)
-    if redirect_seconds and not request.scope.get(HEAD_ONLY):
-        link = section.link(content.sha256, redirect_seconds)
+    if settings.download_link_seconds and not request.scope.get(HEAD_ONLY):
+        link = section.link(content.sha256, settings.download_link_seconds)
         if link is not None:
             if not section.exists(content.sha256):
                 section.open(content.sha256)  # raises what is the matter
@@ -65,6 +70,14 @@ def answer_content(request: Request, section: Section, content: Content, redirec
     applies = given["if-range"] is None or given["if-range"].strip() == content.etag
     part = parse_range(given["range"], content.size_bytes) if given["range"] is not None and applies else None
     start, end = part or (0, content.size_bytes)
+    if end - start > CHUNK_BYTES and not request.scope.get(HEAD_ONLY):
+        uri = find_internal_uri(
+            request, section, content.sha256, content.size_bytes, settings.x_accel_redirect, whole=part is None
+        )
+        if uri is not None:
+            if part is None:
+                del headers["Accept-Ranges"]  # nginx adds its own, but not to a range
+            return Response(headers=headers | {MECHANISM: uri}, media_type=content.media_type)
     headers["Content-Length"] = str(end - start)
     if part:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{content.size_bytes}"

@@ -5,7 +5,7 @@ that nothing about storing, deleting or collecting one owner's tells of another'
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,14 @@ class Section(Protocol):
         """Return a URL at which anybody can read the blob for a while; None where the store has none to give."""
         return None
 
+    def locate(self, sha256: str, size_bytes: int, *, verified: bool) -> str | None:  # noqa: ARG002
+        """Return the path, below the directory of all blobs, of the file that is the blob, for who sends it unseen.
+
+        None where the store has no files, where there is none of this size, or where one that has to be `verified` was
+        not read whole and found right within the last hour, as it is now.
+        """
+        return None
+
     def exists(self, sha256: str) -> bool:
         """Whether the blob is here."""
         return self.find(sha256) is not None
@@ -104,9 +112,11 @@ class Section(Protocol):
     def download(self, sha256: str, size_bytes: int, path: Path) -> None:
         """Copy to a new file, verified; raises StorageCorrupt and leaves no file where the bytes are not those."""
 
-    def _read_verified(self, chunks: Iterable[bytes], sha256: str, size_bytes: int) -> Iterator[bytes]:
+    def _read_verified(
+        self, chunks: Iterable[bytes], sha256: str, size_bytes: int, on_right: Callable[[], None] | None = None
+    ) -> Iterator[bytes]:
         try:
-            yield from verify(chunks, sha256, size_bytes)
+            yield from verify(chunks, sha256, size_bytes, on_right)
         except BlobMissing:
             raise
         except StorageCorrupt:
@@ -140,8 +150,13 @@ def check_digest(blob: Blob, sha256: str | None) -> None:
         raise ChecksumMismatch(f"the {blob.size_bytes} bytes have the SHA-256 {blob.sha256}, not {sha256}")
 
 
-def verify(chunks: Iterable[bytes], sha256: str, size_bytes: int) -> Iterator[bytes]:
-    """Pass the bytes on, the last of them only when all were right: rotten bytes never look like a complete file."""
+def verify(
+    chunks: Iterable[bytes], sha256: str, size_bytes: int, on_right: Callable[[], None] | None = None
+) -> Iterator[bytes]:
+    """Pass the bytes on, the last of them only when all were right: rotten bytes never look like a complete file.
+
+    `on_right` is called before the last of right ones is passed on.
+    """
     digest = hashlib.sha256()
     num_bytes = 0
     held = b""
@@ -155,5 +170,7 @@ def verify(chunks: Iterable[bytes], sha256: str, size_bytes: int) -> Iterator[by
         raise StorageCorrupt(
             f"blob {sha256} of {size_bytes} bytes holds {num_bytes} bytes with digest {digest.hexdigest()}"
         )
+    if on_right is not None:
+        on_right()
     if held:
         yield held

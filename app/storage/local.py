@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +24,7 @@ from app.errors import BlobMissing, StorageCorrupt
 from app.storage.base import CHUNK_BYTES, Blob, Section, StoredBlob, check_digest
 from app.storage.disk import digest_file, flush_directory, translated, write_all, write_new_file
 from app.storage.sections import SECTION
+from app.storage.verified import Stamp, VerifiedFiles
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TIDY_SECONDS = 3600.0
@@ -35,6 +37,7 @@ class LocalStorage:
     def __init__(self, directory: Path, reserve_bytes: int = 0) -> None:
         self.blobs, self.incoming, self.quarantine = (directory / name for name in ("blobs", "incoming", "quarantine"))
         self.reserve_bytes = reserve_bytes
+        self.verified = VerifiedFiles()
         with translated():
             self.blobs.mkdir(parents=True, exist_ok=True)
             self.incoming.mkdir(exist_ok=True)
@@ -96,18 +99,33 @@ class LocalSection(Section):
         next(chunks)  # opens the file now, so that a missing blob is known before an answer begins
         return chunks
 
+    def read(self, sha256: str, size_bytes: int) -> Iterator[bytes]:
+        """Yield all the bytes, the last chunk only when all were right; then remember that the file is."""
+        began, stamp, note = time.monotonic(), self._stamp(sha256), None
+        if stamp is not None:
+            # That of before: whatever happens to the file while it is read gives it another.
+            note = partial(self._storage.verified.note, self._place(sha256), stamp, began)
+        return self._read_verified(self.open(sha256), sha256, size_bytes, note)
+
+    def locate(self, sha256: str, size_bytes: int, *, verified: bool) -> str | None:
+        """Return the path of the blob's file below the directory of all blobs."""
+        stamp, place = self._stamp(sha256), self._place(sha256)
+        if stamp is None or stamp.size_bytes != size_bytes:
+            return None
+        if verified and not self._storage.verified.holds(place, stamp):
+            return None
+        return str(place.relative_to(self._storage.blobs))
+
     def download(self, sha256: str, size_bytes: int, path: Path) -> None:
         """Copy to a new file, verified."""
         write_new_file(path, self.read(sha256, size_bytes))
 
     def find(self, sha256: str) -> StoredBlob | None:
         """Return the blob, None where there is none."""
-        with translated():
-            try:
-                status = self._place(sha256).stat()
-            except FileNotFoundError:
-                return None
-        return StoredBlob(sha256, status.st_size, time.time() - status.st_mtime)
+        stamp = self._stamp(sha256)
+        if stamp is None:
+            return None
+        return StoredBlob(sha256, stamp.size_bytes, time.time() - stamp.modified_ns / 1e9)
 
     def blobs(self) -> Iterator[StoredBlob]:
         """Yield every blob."""
@@ -153,6 +171,13 @@ class LocalSection(Section):
     def _place(self, sha256: str) -> Path:
         assert SHA256.fullmatch(sha256), f"{sha256!r} is no SHA-256"
         return self._directory / sha256[:2] / sha256
+
+    def _stamp(self, sha256: str) -> Stamp | None:
+        with translated():
+            try:
+                return Stamp.of(self._place(sha256).stat())
+            except FileNotFoundError:
+                return None
 
     def _read(self, sha256: str, start: int, end: int | None) -> Iterator[bytes]:
         with translated():

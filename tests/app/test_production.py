@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from app.errors import ConfigurationError
 from app.production import Finding, InsecureSettings, check_production, find_weaknesses
-from app.settings import Settings
+from app.settings import Settings, load_settings
 from pare.cli import run
 from worker.production import check_worker, find_all
 from worker.serve import serve
@@ -174,6 +175,23 @@ def test_everything_is_named_at_once_and_no_secret_is() -> None:
     check_production(Settings(**{**wrong, "environment": "development"}))
 
 
+@pytest.mark.parametrize("value", ["/", "blobs", "/blobs", "//blobs/", "/../", "http://x/", "/b lobs/"])
+def test_the_location_of_a_proxy_is_a_plain_path(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PARE_X_ACCEL_REDIRECT", value)
+    with pytest.raises(ConfigurationError, match="PARE_X_ACCEL_REDIRECT"):
+        load_settings()
+
+
+def test_the_api_does_not_start_where_a_proxy_has_no_files_to_send(tmp_path: Path) -> None:
+    environment = {**os.environ, "PARE_DATA_DIR": str(tmp_path), "PARE_STORAGE_URL": "s3://bucket/pare"}
+    done = subprocess.run(
+        [sys.executable, "-m", "app"], env={**environment, "PARE_X_ACCEL_REDIRECT": "/blobs/"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "fix: Leave PARE_X_ACCEL_REDIRECT out" in done.stderr
+
+
 @pytest.mark.parametrize("module", ["app", "worker", "worker.dispatch"])
 def test_no_process_starts_with_an_error(module: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PARE_ENVIRONMENT": "production", "PARE_DATA_DIR": str(tmp_path / "data")}
@@ -229,6 +247,10 @@ def test_the_command_tells_and_exits(capsys: pytest.CaptureFixture[str], monkeyp
     assert len(causes) == 3
     assert any("PARE_WORKER_DEVICES" in each for each in causes)
     assert any("OTEL_EXPORTER_OTLP_PROTOCOL=grpc" in each for each in causes)
+
+    monkeypatch.setenv("PARE_STORAGE_URL", "s3://bucket/pare")
+    monkeypatch.setenv("PARE_X_ACCEL_REDIRECT", "/blobs/")
+    assert any("PARE_X_ACCEL_REDIRECT=/blobs/" in each.cause for each in find_all()[1] if each.code == "cannot_start")
 
     monkeypatch.setenv("PARE_PORT", "many")
     assert run(["config", "check"]) == 1
