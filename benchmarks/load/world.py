@@ -1,7 +1,8 @@
 """A whole service on this machine, as in production, and beside it what it is compared with.
 
 PostgreSQL with its own defaults, a Valkey server, the API and the dispatcher as processes; keys in force, with quotas
-that administrators raised over HTTP; one worker that is seen lately and takes nothing. nginx serves the same files.
+that administrators raised over HTTP; one worker that is seen lately and takes nothing. nginx serves the same files, and
+another one stands in front of the API as docker/nginx.conf says.
 """
 
 import json
@@ -36,6 +37,7 @@ from app.settings import Settings
 from app.storage import Blob, open_storage, owner_storage
 from benchmarks.upload_memory import find_free_port
 from tests.app.jobs.test_finish import METRICS
+from tests.nginx import run_nginx
 from tests.postgres import PostgresServer
 from worker.broker import EmbeddedBroker
 from worker.children import Child
@@ -78,7 +80,7 @@ class World:
     children: dict[str, Child]
     """pare, bare, dispatch, broker, nginx."""
     ports: dict[str, int]
-    """Of pare, bare and nginx."""
+    """Of pare, bare, nginx, and the one in front of pare."""
     owners: list[Owner]
     item_ids: list[str]
     """Rows of the bare service."""
@@ -186,12 +188,15 @@ def open_world(parent: Path | None) -> Iterator[World]:
         start("broker", broker.command())
         while not broker.is_ready():
             time.sleep(0.05)
-        start("pare", [sys.executable, "-m", "app"], PARE_PORT=str(ports["pare"]))
+        start("pare", [sys.executable, "-m", "app"], PARE_PORT=str(ports["pare"]), PARE_X_ACCEL_REDIRECT="/blobs/")
         start("dispatch", [sys.executable, "-m", "worker.dispatch"])
         start("bare", [sys.executable, "-m", "benchmarks.load.bare"], PARE_PORT=str(ports["bare"]))
         start("nginx", [NGINX, "-c", str(_write_nginx(directory, ports["nginx"])), "-p", str(directory)])
         for path in (f"{ports['pare']}/health/live", f"{ports['bare']}/openapi.json", f"{ports['nginx']}/fixed"):
             _wait_until_answered(f"http://127.0.0.1:{path}")
+        pare = f"http://127.0.0.1:{ports['pare']}"
+        front = stack.enter_context(run_nginx(directory / "front", pare, directory / "store" / "blobs"))
+        ports["front"] = int(front.rpartition(":")[2])
         stack.enter_context(_be_a_worker(database))
         owners = _make_owners(database, settings)
         _raise_quotas(database, ports["pare"], owners)
