@@ -65,9 +65,9 @@ def measure_files(world: World, mebibytes: int, num_rounds: int) -> None:
         copy(number)
         _run(f"sync '{world.directory / f'copy{number}'}'")
 
-    path, token = f"/v1/artifacts/{world.owners[1].artifact_id}", world.owners[0].token
-    artifact = make_request("GET", path, token)
-    artifact_as_range = make_request("GET", path, token, b"", "Range: bytes=0-")
+    url, token = f"/v1/artifacts/{world.owners[1].artifact_id}", world.owners[0].token
+    artifact = make_request("GET", url, token)
+    artifact_as_range = make_request("GET", url, token, b"", "Range: bytes=0-")
 
     def download(number: int) -> None:  # noqa: ARG001 - the same file each time
         _receive(world.ports["pare"], artifact, mebibytes * MIB)
