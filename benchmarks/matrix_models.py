@@ -39,6 +39,11 @@ CATALOGUED = {
     "gpt": "vocabulary=60,context=20,width=32,depth=2,heads=4",
 }  # fmt: skip
 """Architecture of the catalogue -> small parameters."""
+_UNTOLD = {
+    "resnet18": ("image_size",), "mobilenet_v2": ("image_size", "width"), "vit": ("heads", "image_size"),
+    "bert": ("heads",), "gpt": ("heads",),
+}  # fmt: skip
+"""Those that whoever uploads the weights has to say, because no shape tells them, or another default would be taken."""
 
 _ENCODER: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
@@ -80,7 +85,7 @@ def list_uploads() -> Iterator[Upload]:
     yield Upload("pt2 vit, fixed batch", "pt2", lambda path: _write_pt2("vit", path, dynamic=False))
     for name, tail in CATALOGUED.items():
         architecture = f"{name}:{tail}" if tail else name
-        kept = ",".join(each for each in tail.split(",") if each.partition("=")[0] in ("heads", "image_size"))
+        kept = ",".join(each for each in tail.split(",") if each.partition("=")[0] in _UNTOLD.get(name, ()))
         yield Upload(
             f"catalogue {name}",
             "safetensors",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import onnx
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from tests.fuzz.samples import read_zip, safetensors_file, zip_members
 from tests.fuzz.watched import Upload
@@ -33,7 +33,7 @@ def mutate(upload: Upload, choice: random.Random) -> Upload:
         try:
             content = choice.choice(ways)(content, choice)
         except (ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error, struct.error, RecursionError,
-                NotImplementedError, RuntimeError, EOFError, OverflowError):  # fmt: skip
+                NotImplementedError, RuntimeError, EOFError, OverflowError, DecodeError):  # fmt: skip
             # It is broken already, so that its structure cannot be read.
             content = _alter_bytes(content, choice)
     return replace(upload, content=content)
