@@ -15,6 +15,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMPUTED = {"PARE_ENGINE_THREADS": "number of cores", "PARE_DATABASE_URL": "SQLite", "PARE_STORAGE_URL": "files"}
 
 
+def read_compose_files() -> str:
+    return "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "docker-compose.yml", *ROOT.glob("docker/*.yml"))
+    )
+
+
 def render_settings(settings: type[BaseSettings]) -> list[str]:
     """Return the rows of the table of docs/operations.md, made from the code."""
     prefix = settings.model_config.get("env_prefix") or ""
@@ -35,14 +41,14 @@ def test_operations_page_lists_every_setting(settings: type[BaseSettings]) -> No
 
 def test_operations_page_lists_no_setting_that_is_gone() -> None:
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    compose = read_compose_files()
     rows = {row.split("`")[1] for settings in (Settings, WorkerSettings) for row in render_settings(settings)}
     named = set(re.findall(r"`(PARE_[A-Z_]+)`", page))
     assert sorted(name for name in named - rows if name not in compose) == []
 
 
 def test_environment_example_names_what_compose_reads() -> None:
-    compose = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    compose = read_compose_files()
     example = (ROOT / ".env.example").read_text(encoding="utf-8")
     offered = set(re.findall(r"^(?:# )?(PARE_[A-Z_]+)=", example, flags=re.MULTILINE))
     read = set(re.findall(r"\$\{(PARE_[A-Z_]+)", compose))

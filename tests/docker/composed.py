@@ -2,11 +2,14 @@
 
 import json
 import os
+import secrets
 import shlex
 import shutil
+import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,3 +82,33 @@ class Stack:
     def execute(self, container: str, *command: str) -> str:
         """Run a command inside a container as the container's own user."""
         return call("docker", "exec", container, *command)
+
+
+def find_free_port() -> int:
+    """Return a port of loopback that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def run_stack(images: Images, *up: str, **environment: str) -> Iterator[Stack]:
+    """Bring the composed service up, and take it down again; `up` are more arguments, such as services to start."""
+    port = find_free_port()
+    environment = {
+        "PARE_SERVICE_IMAGE": images.service,
+        "PARE_WORKER_IMAGE": images.worker,
+        "PARE_POSTGRES_PASSWORD": secrets.token_hex(16),
+        "PARE_BROKER_PASSWORD": secrets.token_hex(16),
+        "PARE_PUBLISH": f"127.0.0.1:{port}",
+        "PARE_ENGINE_THREADS": "1",
+        **environment,
+    }
+    stack = Stack(f"pare-test-{secrets.token_hex(4)}", f"http://127.0.0.1:{port}", environment)
+    try:
+        stack.compose("up", "--detach", "--no-build", *up)
+        yield stack
+    finally:
+        print(stack.compose("logs", "--no-color", "--tail", "60", check=False)[-40_000:])
+        stack.compose("down", "--volumes", "--remove-orphans", "--timeout", "10", check=False)
