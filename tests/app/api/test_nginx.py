@@ -9,6 +9,8 @@ import httpx2
 import pytest
 
 import app.storage.verified
+from app.access.tokens import new_token
+from app.api.throttle import MAX_BAD_KEYS
 from app.db.session import Database
 from app.main import create_app
 from app.settings import Settings
@@ -16,6 +18,7 @@ from app.storage import Storage, open_storage, owner_storage
 from pare.client import Client
 from pare.records import Artifact as Announced
 from tests.app.api.conftest import serve
+from tests.app.api.keyed import bearer, create_keyed_app, make_token
 from tests.app.api.test_downloads import (  # noqa: F401 - the same tests, of what comes through nginx
     BODY,
     SIZE,
@@ -246,6 +249,27 @@ def test_who_claims_to_be_the_proxy_learns_nothing_but_the_name_of_its_own_file(
     theirs = add_artifact(world, storage, BODY, sqlite_database, owner="somebody else")
     answer = direct.get(theirs.url, headers=claim)
     assert (answer.status_code, "x-accel-redirect" in answer.headers) == (404, False)
+
+
+def test_keys_are_asked_for_and_clients_counted_by_the_address_that_nginx_sees(
+    settings: Settings, sqlite_database: Database, artifact: Artifact, tmp_path: Path
+) -> None:
+    good, theirs = make_token(sqlite_database, "local"), make_token(sqlite_database, "ann")
+    blobs = settings.data_dir / "store" / "blobs"
+    with (
+        serve(create_keyed_app(settings)) as (api_url, _),
+        run_nginx(tmp_path / "nginx", api_url, blobs) as url,
+        httpx2.Client(base_url=url, trust_env=False) as client,
+    ):
+        answers = [client.get(artifact.url, headers=bearer(good)) for _ in range(2)]
+        assert [SENT_BY in answer.headers for answer in answers] == [False, True]
+        assert client.get(artifact.url, headers=bearer(theirs)).status_code == 404
+        statuses = []
+        for number in range(MAX_BAD_KEYS):
+            forged = new_token("live", f"key_{number:026d}").render()
+            claimed = {**bearer(forged), "X-Forwarded-For": f"192.0.2.{number}"}
+            statuses.append(client.get(artifact.url, headers=claimed).status_code)
+    assert statuses == [401] * (MAX_BAD_KEYS - 1) + [429]
 
 
 def test_files_that_nginx_cannot_read_come_from_the_api(api_url: str, artifact: Artifact, tmp_path: Path) -> None:
