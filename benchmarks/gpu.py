@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--device cuda|cpu] [--models cnn transformer] [--width 1024] [--seconds 3] [--compile]
 
-Integers are those of a `quantize_int8` artifact for torch, and torchao's. Without `--device` it measures the GPU, if
-there is one; `--device cpu` is a smoke test of the same code. `--compile` compiles every model with torch.compile.
-Prints tables with the device, driver, versions and the command. What a device or torchao cannot do is printed with the
-reason instead of a number.
+Integers and coded weights are those of artifacts for torch (`quantize_int8`, `quantize_int4`, `quantize_float`), and
+torchao's. Without `--device` it measures the GPU, if there is one; `--device cpu` is a smoke test of the same code.
+`--compile` compiles every model with torch.compile. Prints tables with the device, driver, versions and the command.
+What a device or torchao cannot do is printed with the reason instead of a number.
 """
 
 import argparse
@@ -26,10 +26,15 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from app.recipes.quantization import QuantizeInt8
+from app.recipes.recipe import KINDS, Target
 from worker.engine.devices import choose_device, describe_device, mixed_precision, prepare_device
 from worker.engine.measure.latency import estimate_ratio, summarize, time_interleaved, time_on_cpu, time_on_cuda
+from worker.engine.pipeline import write_model
 from worker.engine.programs.intake import open_program
+from worker.engine.programs.program import Program
 from worker.engine.quantization.int8_torch import TorchBuilder
+from worker.engine.techniques.base import Context
+from worker.engine.techniques.registry import TECHNIQUES
 
 NUM_RUNS = 50
 Predict = Callable[[Tensor], Tensor]
@@ -96,17 +101,35 @@ def torchao_variants() -> dict[str, Callable[[], Any]]:
     }
 
 
-def quantize_by_pare(model: nn.Module, x: Tensor, mode: str) -> Callable[[Tensor], Tensor]:
-    """Return the artifact that `quantize_int8` makes of a model for torch on the device of x."""
+PARE: dict[str, dict[str, Any]] = {
+    "int8 dynamic": {"kind": "quantize_int8", "mode": "dynamic"},
+    "int8 weight-only": {"kind": "quantize_int8", "mode": "weight_only"},
+    "int4 weight-only": {"kind": "quantize_int4", "group_size": 32},
+    "fp8 weight-only": {"kind": "quantize_float", "format": "fp8_e4m3"},
+    "bf16 weight-only": {"kind": "quantize_float", "format": "bf16"},
+}
+
+
+def quantize_by_pare(model: nn.Module, x: Tensor, spec: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Return the artifact that a step makes of a model for torch on the device of x."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
         exported = torch.export.export(copy.deepcopy(model).cpu().eval(), (x[:2].cpu(),), dynamic_shapes=shapes)
         torch.export.save(exported, directory / "model.pt2")
         program = open_program(directory / "model.pt2", directory)
-        step = QuantizeInt8.model_validate({"kind": "quantize_int8", "mode": mode})
-        builder = TorchBuilder(program, step, 8, directory, for_cuda=x.device.type == "cuda")
-        built = torch.export.load(builder.build(program, "plain", {}).path)
+        step = KINDS[spec["kind"]].model_validate(spec)
+        path = directory / "coded.pt2"
+        if isinstance(step, QuantizeInt8):
+            builder = TorchBuilder(program, step, 8, directory, for_cuda=x.device.type == "cuda")
+            path = builder.build(program, "plain", {}).path
+        else:
+            target = Target(runtime="torch")
+            context = Context(0, 1, directory, None, lambda *_, **__: None, target=target)
+            coded = TECHNIQUES[spec["kind"]].run(program, step, context).program
+            assert isinstance(coded, Program)
+            write_model(coded, "pt2", target, path)
+        built = torch.export.load(path)
     module = move_to_device_pass(built, x.device).module()
     return lambda given: module(given)[0]
 
@@ -123,8 +146,8 @@ def quantize(model: nn.Module, config: Callable[[], Any], dtype: torch.dtype) ->
 def list_variants(model: nn.Module, x: Tensor) -> Iterator[tuple[str, torch.dtype, Callable[[], Predict]]]:
     """Yield each variant's name, what it takes, and how it is made."""
     yield "bf16", torch.bfloat16, lambda: copy.deepcopy(model).to(torch.bfloat16)
-    for mode in ("dynamic", "weight_only"):
-        yield f"Pare int8 {mode}", torch.float32, partial(quantize_by_pare, model, x, mode)
+    for name, spec in PARE.items():
+        yield f"Pare {name}", torch.float32, partial(quantize_by_pare, model, x, spec)
     for name, config in torchao_variants().items():
         dtype = torch.bfloat16 if name.startswith(("int4", "fp8 dynamic")) else torch.float32
         yield f"torchao {name}", dtype, partial(quantize, model, config, dtype)

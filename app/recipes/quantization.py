@@ -141,7 +141,7 @@ class QuantizeInt4(CodingStep):
     """Store embedding tables in these bits too."""
 
     summary: ClassVar[str] = (
-        "Group-wise 4, 3 or 2-bit weights; linear layers of 4 and 2 bits run from integers on CPUs."
+        "Group-wise 4, 3 or 2-bit weights; ONNX Runtime computes from them, torch decodes them at every call."
     )
 
     def data_need(self) -> DataNeed:
@@ -156,7 +156,7 @@ class QuantizeFloat(CodingStep):
     format: Literal["fp16", "bf16", "fp8_e4m3", "fp8_e5m2"] = "fp16"
     """Half precision; brain float; 8 bits with 4 or 5 bits of exponent (Micikevicius et al. 2022)."""
 
-    summary: ClassVar[str] = "Half or a quarter of the bytes; on CPUs a storage gain only."
+    summary: ClassVar[str] = "Half or a quarter of the bytes, in torch in memory too; arithmetic stays in fp32."
 
 
 class QuantizeFixed(CodingStep):
@@ -169,7 +169,7 @@ class QuantizeFixed(CodingStep):
     fraction_bits: int | None = Field(None, ge=-32, le=47)
     """Bits after the binary point; null: in each tensor as many as fit its largest weight."""
 
-    summary: ClassVar[str] = "Fixed-point weights (Qm.n); on CPUs a storage gain only."
+    summary: ClassVar[str] = "Fixed-point weights (Qm.n): fewer bytes, in torch in memory too; not faster."
 
 
 Precision = Literal["fp32", "fp16", "int8", "int4", "int3", "int2"]

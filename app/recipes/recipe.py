@@ -90,8 +90,9 @@ class Outputs(Spec):
 
     formats: Items[Format] | None = Field(None, max_length=4, json_schema_extra={"minItems": 1})
     """Null: what suits the final form. `packed` stores weights in as few bits as they have: zeros are left out, shared
-    and quantized weights are indices, entropy-coded; load.py decodes it. An integer model exists as `onnx` only, or as
-    `pt2` where target.runtime is torch."""
+    and quantized weights are indices, entropy-coded; load.py decodes it. Where target.runtime is torch, `pt2` and
+    `safetensors` keep weights of few bits as codes; otherwise they hold plain floats. An integer model exists as
+    `onnx` only, or as `pt2` where target.runtime is torch."""
 
 
 class Recipe(Spec):

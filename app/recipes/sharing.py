@@ -32,7 +32,9 @@ class ShareWeights(BaseStep):
     """Names of layers to leave as they are."""
 
     family: ClassVar[str] = "weight sharing"
-    summary: ClassVar[str] = "Clusters weights into codebooks; the packed file shrinks, speed and memory do not change."
+    summary: ClassVar[str] = (
+        "Clusters weights into codebooks; the packed file shrinks, in torch memory too; not faster."
+    )
     takes: ClassVar[frozenset[Form]] = frozenset({Form.MODULE, Form.CODED})
     leaves: ClassVar[Form] = Form.CODED
 

@@ -1,7 +1,7 @@
 """Named recipes that every device must run: each kind, in each of its ways that computes differently on a device.
 
 Both models take each of them, unless `only` says otherwise. The CPU suite runs a few as they are and all of them on a
-simulated device; `make test-gpu` runs all on a GPU.
+simulated device; `make test-gpu` runs all on a GPU, and there each .pt2 of a coding step with its codes.
 """
 
 from collections.abc import Callable
@@ -49,8 +49,11 @@ RECIPES = (
     NamedRecipe("factorize_low_rank", [{"kind": "factorize_low_rank", "whiten": True, **CALIBRATION}]),
     NamedRecipe("share_weights", [{"kind": "share_weights", "bits": 4, "training": TRAINING}]),
     NamedRecipe("quantize_float", [{"kind": "quantize_float", "format": "fp8_e4m3"}], computes=False),
+    NamedRecipe("quantize_float_bf16", [{"kind": "quantize_float", "format": "bf16"}], only="transformer",
+                computes=False),
     NamedRecipe("quantize_fixed", [{"kind": "quantize_fixed"}], computes=False),
     NamedRecipe("quantize_int4", [{"kind": "quantize_int4"}]),
+    NamedRecipe("quantize_int4_of_3_bits", [{"kind": "quantize_int4", "bits": 3}], only="transformer"),
     NamedRecipe("quantize_int4_hqq", [{"kind": "quantize_int4", "method": "hqq"}]),
     NamedRecipe("quantize_int4_gptq", [{"kind": "quantize_int4", "method": "gptq", **CALIBRATION}]),
     NamedRecipe("quantize_int4_awq", [{"kind": "quantize_int4", "method": "awq", **CALIBRATION}]),

@@ -24,6 +24,7 @@ from worker.engine.measure.macs import count_macs
 from worker.engine.measure.pair import Subject, measure_pair
 from worker.engine.measure.size import count_nonzero_by_layer, count_parameters
 from worker.engine.measure.verdict import judge
+from worker.engine.programs.decoding.store import store_codes
 from worker.engine.programs.describe import describe
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_packed import export_packed
@@ -164,6 +165,13 @@ def _open_teacher(plan: Plan, directory: Path, model_id: str) -> Program:
     return open_program(directory / "in" / teacher.file, scratch, teacher.format, teacher.architecture)
 
 
+def write_model(program: Program, form: Format, target: Target, path: Path) -> None:
+    """Write one file. For torch, encoded weights stay codes; for ONNX Runtime, .pt2 is a form to go on from."""
+    if target.runtime == "torch" and form in ("pt2", "safetensors"):
+        program = store_codes(program)
+    EXPORTS[form](program, path)
+
+
 def _export(program: Program | FileProgram, recipe: Recipe, directory: Path, reporter: Reporter) -> None:
     for index, form in enumerate(recipe.formats):
         reporter.report(index / len(recipe.formats), f"model.{form}")
@@ -172,7 +180,7 @@ def _export(program: Program | FileProgram, recipe: Recipe, directory: Path, rep
             # A copy: in the sandbox, tmp and out lie on different file systems, across which nothing can be renamed.
             shutil.copyfile(program.path, path)
         else:
-            EXPORTS[form](program, path)
+            write_model(program, form, recipe.target, path)
 
 
 def _write_subject(
@@ -184,7 +192,7 @@ def _write_subject(
     if not path.exists():
         path = stem.with_suffix(f".{form}")
         assert isinstance(program, Program), "a FileProgram's only format is its artifact"
-        EXPORTS[form](program, path)
+        write_model(program, form, target, path)
     macs = count_macs(module)
     packed = artifacts / "model.packed" if artifacts else None
     return Subject(

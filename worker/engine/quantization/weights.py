@@ -14,6 +14,12 @@ LAYERS = (
     nn.LSTM, nn.GRU, nn.RNN,
 )  # fmt: skip
 NUM_NAMED = 10
+DECODED_AT_EVERY_CALL = (
+    "In model.pt2 these weights stay in few bits, in the file and in memory. They are decoded at every call, one layer "
+    "at a time, and computed with in 32-bit floats: smaller, and mostly slower, most of all for few rows at a time. Of "
+    "embedding tables only the rows are decoded that are looked up."
+)
+"""What is true of coded weights in the file that torch runs."""
 LEAVE_SOME = "Leave this step out, or let the earlier one leave layers to it with skip_layers."
 """The way out where an earlier step has put everything in few bits."""
 

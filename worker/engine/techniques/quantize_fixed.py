@@ -6,13 +6,13 @@ from app.recipes.quantization import QuantizeFixed
 from worker.engine.programs.program import Program
 from worker.engine.quantization.precisions import count_bytes
 from worker.engine.quantization.rounding import round_to_fixed
-from worker.engine.quantization.weights import find_weights, name_some, refuse_nothing
+from worker.engine.quantization.weights import DECODED_AT_EVERY_CALL, find_weights, name_some, refuse_nothing
 from worker.engine.techniques.base import Context, Outcome
 
+PURPOSE = "Fixed-point weights are for targets without floating point."
 STORAGE_ONLY = (
-    "Fixed-point weights are for targets without floating point. Here they are a storage gain: files hold the "
-    "integers, and weights are turned back into 32-bit floats, embedding tables row by row and all else when the file "
-    "is loaded. Biases, norms and activations stay in floating point."
+    "Here they are a storage gain: files hold the integers, and weights are turned back into 32-bit floats, embedding "
+    "tables row by row and all else when the file is loaded. Biases, norms and activations stay in floating point."
 )
 LARGE_ERROR = 0.01
 """Share of a weight's squared numbers whose loss is worth a warning."""
@@ -59,8 +59,11 @@ def run(program: Program, step: QuantizeFixed, context: Context) -> Outcome:
             )
         )
         context.report((number + 1) / len(found.chosen), f"coded {weight.name}")
-    warnings = [STORAGE_ONLY]
-    if step.bits not in (2, 4, 8, 16):
+    in_torch = context.target.runtime == "torch"
+    warnings = [f"{PURPOSE} {DECODED_AT_EVERY_CALL if in_torch else STORAGE_ONLY}"]
+    if in_torch and 8 < step.bits < 16:
+        warnings.append("model.pt2 stores each number in 16 bits, because more than 8 bits are not packed there.")
+    if not in_torch and step.bits not in (2, 4, 8, 16):
         stored = next(each for each in (4, 8, 16) if each > step.bits)
         warnings.append(f"model.onnx stores each number in {stored} bits, because it has no {step.bits}-bit type.")
     if found.coded_before:

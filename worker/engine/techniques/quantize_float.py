@@ -9,7 +9,7 @@ from worker.engine.packing.encodings import FLOAT_TYPES
 from worker.engine.programs.program import Program
 from worker.engine.quantization.precisions import count_bytes
 from worker.engine.quantization.rounding import FLOAT_MAX, round_to_float
-from worker.engine.quantization.weights import find_weights, name_some, refuse_nothing
+from worker.engine.quantization.weights import DECODED_AT_EVERY_CALL, find_weights, name_some, refuse_nothing
 from worker.engine.techniques.base import Context, Outcome
 
 STORAGE_ONLY = (
@@ -61,8 +61,9 @@ def run(program: Program, step: QuantizeFloat, context: Context) -> Outcome:
             )
         )
         context.report((number + 1) / len(found.chosen), f"coded {weight.name}")
-    warnings = [STORAGE_ONLY]
-    if step.format.startswith("fp8"):
+    in_torch = context.target.runtime == "torch"
+    warnings = [DECODED_AT_EVERY_CALL if in_torch else STORAGE_ONLY]
+    if step.format.startswith("fp8") and not in_torch:
         warnings.append("ONNX operators lack 8-bit floats: model.onnx stores bytes and a table of all 256 values.")
     if found.coded_before:
         warnings.append(f"Left as an earlier step coded them: {name_some(found.coded_before)}.")

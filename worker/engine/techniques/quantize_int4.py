@@ -13,7 +13,14 @@ from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import Program
 from worker.engine.quantization.group_weights import Coder, Result
 from worker.engine.quantization.precisions import count_bytes
-from worker.engine.quantization.weights import Weight, Weights, find_weights, name_some, refuse_nothing
+from worker.engine.quantization.weights import (
+    DECODED_AT_EVERY_CALL,
+    Weight,
+    Weights,
+    find_weights,
+    name_some,
+    refuse_nothing,
+)
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 
@@ -78,14 +85,16 @@ def _conclude(
     layers = list(dict.fromkeys(layer for weight in coded for layer in weight.layers))
     total = sum(weight.parameter.numel() for weight in coded)
     num_bytes = sum(count_bytes(each) for each in result.coded.values())
-    integer = [name for name in find_integer_layers(program) if name in layers]
+    in_torch = context.target.runtime == "torch"
+    integer = [] if in_torch else [name for name in find_integer_layers(program) if name in layers]
     facts: dict[str, float | int | str | bool | None] = {
         "method": step.method,
         "bits": step.bits,
         "group_size": step.group_size,
         "layers_coded": len(layers),
         "layers_in_integers": len(integer),
-        "layers_storage_only": len(layers) - len(integer),
+        "layers_storage_only": 0 if in_torch else len(layers) - len(integer),
+        "layers_decoded_at_every_call": len(layers) if in_torch else 0,
         "weights_coded": total,
         "weight_bytes_before": 4 * total,
         "weight_bytes_after": num_bytes,
@@ -106,12 +115,12 @@ def _conclude(
         )
         for weight in coded
     )  # fmt: skip
-    return Outcome(program, facts, tuple(_warn(program, step, found, result, layers, integer)), effects)
+    warnings = [DECODED_AT_EVERY_CALL] if in_torch else _tell_onnx(program, step, layers, integer)
+    warnings += _warn(step, found, result)
+    return Outcome(program, facts, tuple(warnings), effects)
 
 
-def _warn(
-    program: Program, step: QuantizeInt4, found: Weights, result: Result, layers: list[str], integer: list[str]
-) -> list[str]:
+def _tell_onnx(program: Program, step: QuantizeInt4, layers: list[str], integer: list[str]) -> list[str]:
     kinds = dict(program.module.named_modules())
     floating = [name for name in layers if name not in integer and not isinstance(kinds[name], nn.Embedding)]
     warnings = []
@@ -128,6 +137,11 @@ def _warn(
             "to 8 bits on the way: faster for few rows at a time, about as fast or slower for many. In other files "
             "they are computed in floating point."
         )
+    return warnings
+
+
+def _warn(step: QuantizeInt4, found: Weights, result: Result) -> list[str]:
+    warnings = []
     for names, reason in (
         (found.coded_before, "Left as an earlier step coded them"),
         (found.embeddings + found.shared, "Left in floating point (quantize_embeddings is false)"),

@@ -16,7 +16,7 @@ from worker.engine.quantization.latency_search import LatencyOf, find_fast
 from worker.engine.quantization.mixed import Assignment, MixedSearch, sum_of_effects
 from worker.engine.quantization.precisions import PRECISIONS, Rounder, find_codable
 from worker.engine.quantization.quality_search import QualityOf, find_smallest
-from worker.engine.quantization.weights import find_weights
+from worker.engine.quantization.weights import DECODED_AT_EVERY_CALL, find_weights
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
 
@@ -45,8 +45,8 @@ def run(program: Program, step: QuantizeMixed, context: Context) -> Outcome:
     layers, num_coded = find_codable(program, step.skip_layers)
     if step.budget == "latency" and context.target.runtime != "onnxruntime":
         raise RecipeRefused(
-            f"budget is 'latency' and target.runtime {context.target.runtime!r}, which computes weights of every "
-            "precision in fp32: no choice could be faster",
+            f"budget is 'latency' and target.runtime {context.target.runtime!r}, which computes with weights of "
+            "every precision in fp32: no choice could be faster",
             code="latency_cannot_change",
             fix="Set recipe.target.runtime to 'onnxruntime', or budget to 'size' or 'quality'.",
         )
@@ -73,7 +73,7 @@ def run(program: Program, step: QuantizeMixed, context: Context) -> Outcome:
     return Outcome(
         program=program,
         facts=facts,
-        warnings=(*chosen.warnings, *_explain(search, chosen.assignment)),
+        warnings=(*chosen.warnings, *_explain(search, chosen.assignment), *_tell_runtime(program, context)),
         sensitivity=_list_effects(search, chosen.assignment, context.index),
     )
 
@@ -233,6 +233,10 @@ def _explain(search: MixedSearch, assignment: Assignment) -> list[str]:
             f"{search.sensitivity.num_examples} examples. Allow a larger budget, or finetune before this step."
         )
     return sentences
+
+
+def _tell_runtime(program: Program, context: Context) -> tuple[str, ...]:
+    return (DECODED_AT_EVERY_CALL,) if context.target.runtime == "torch" and program.encodings else ()
 
 
 def _list_effects(search: MixedSearch, assignment: Assignment, step: int) -> tuple[LayerEffect, ...]:

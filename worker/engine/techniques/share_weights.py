@@ -2,6 +2,7 @@
 
 from typing import cast
 
+from app.recipes.base import Runtime
 from app.recipes.facts import Capability
 from app.recipes.metrics import LayerEffect
 from app.recipes.sharing import ShareWeights
@@ -10,7 +11,14 @@ from worker.engine.packing.encodings import Codebook
 from worker.engine.packing.tensors import packed_bytes
 from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
-from worker.engine.quantization.weights import LEAVE_SOME, Weight, Weights, find_weights, name_some
+from worker.engine.quantization.weights import (
+    DECODED_AT_EVERY_CALL,
+    LEAVE_SOME,
+    Weight,
+    Weights,
+    find_weights,
+    name_some,
+)
 from worker.engine.sharing.codebooks import SharedWeights, share
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
@@ -60,7 +68,7 @@ def run(program: Program, step: ShareWeights, context: Context) -> Outcome:
             fix=LEAVE_SOME if found.coded_before else None,
         )
     total = sum(codebook.indices.numel() for codebook in codebooks.values())
-    outcome = Outcome(program, sensitivity=tuple(effects), warnings=tuple(_warn(found, tiny)))
+    outcome = Outcome(program, sensitivity=tuple(effects), warnings=tuple(_warn(found, tiny, context.target.runtime)))
     trained_facts = {}
     if step.training is not None:
         examples = cast(BoundExamples, context.examples)
@@ -105,8 +113,8 @@ def _tell_effect(weight: Weight, codebook: Codebook, num_bytes: int, effect: flo
     )
 
 
-def _warn(found: Weights, tiny: list[str]) -> list[str]:
-    warnings = [ONLY_PACKED]
+def _warn(found: Weights, tiny: list[str], runtime: Runtime) -> list[str]:
+    warnings = [DECODED_AT_EVERY_CALL if runtime == "torch" else ONLY_PACKED]
     if found.coded_before:
         warnings.append(f"Left as an earlier step coded them: {name_some(found.coded_before)}.")
     if found.embeddings:
