@@ -54,6 +54,8 @@ _GPT2 = {"vocab_size": 60, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_hea
          "eos_token_id": 1}  # fmt: skip
 _VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 16,
         "patch_size": 4}  # fmt: skip
+_OPT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+        "max_position_embeddings": 24, "word_embed_proj_dim": 32}  # fmt: skip
 _LABELS = {"num_labels": 3}
 _DISTIL = {"vocab_size": 60, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 24}
 
@@ -69,7 +71,7 @@ FOLDERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "distilbert": ("DistilBertConfig", "DistilBertForSequenceClassification", _DISTIL | _LABELS),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", _GPT2),
     "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", _ENCODER),
-    "opt": ("OPTConfig", "OPTForCausalLM", _ENCODER | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
     "llama": ("LlamaConfig", "LlamaForCausalLM", _DECODER),
     "mistral": ("MistralConfig", "MistralForCausalLM", _DECODER),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", _DECODER),

@@ -279,6 +279,23 @@ def test_a_wrong_import_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert caught.value.code == "import_differs"
 
 
+def test_a_large_output_is_compared_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from worker.engine.programs.onnx_import import compare, table
+
+    path = make_onnx_file(tmp_path / "m.onnx", [node("Softplus", ["x"], ["y"])], {"x": (5, 3)})
+
+    def wrong_in_the_last(call: Call) -> Any:
+        right = torch.nn.functional.softplus(call.tensor(0))
+        return torch.cat([right[:4], right[4:] + 1])
+
+    monkeypatch.setattr(compare, "_AT_ONCE", 4)
+    open_program(path, tmp_path, "onnx")
+    monkeypatch.setitem(table.TABLE, "Softplus", wrong_in_the_last)
+    with pytest.raises(ModelRejected) as caught:
+        open_program(path, tmp_path, "onnx")
+    assert caught.value.code == "import_differs"
+
+
 def test_an_import_that_is_right_at_one_length_only_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from worker.engine.programs.onnx_import import table
 

@@ -17,6 +17,8 @@ RELATIVE, ABSOLUTE = 1e-3, 1e-5
 """Largest difference that rounding can explain, relative to the largest number of the output and in itself."""
 _WRONG_INTEGERS = 0.01
 """Share of integers (chosen classes, say) that may differ because two numbers were nearly equal."""
+_AT_ONCE = 2**20
+"""Numbers compared at a time: in double precision a large output would take several times its memory."""
 
 
 def compare_with_onnx_runtime(program: Program, graph: OnnxGraph) -> float:
@@ -97,15 +99,17 @@ def _difference(name: str, mine: Any, theirs: Any) -> float:
         if share > _WRONG_INTEGERS:
             _refuse(name, f"differs in {share:.1%} of its numbers")
         return 0.0
-    mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
-    finite = np.isfinite(theirs)
-    if not np.array_equal(finite, np.isfinite(mine)) or not np.array_equal(
-        np.nan_to_num(mine[~finite], nan=7.0), np.nan_to_num(theirs[~finite], nan=7.0)
-    ):
-        _refuse(name, "is infinite or NaN in other places")
-    if not finite.any():
-        return 0.0
-    largest, difference = float(np.abs(theirs[finite]).max()), float(np.abs(mine - theirs)[finite].max())
+    largest = difference = 0.0
+    mine, theirs = mine.reshape(-1), theirs.reshape(-1)
+    for start in range(0, mine.size, _AT_ONCE):
+        ours, right = (each[start : start + _AT_ONCE].astype(np.float64) for each in (mine, theirs))
+        finite = np.isfinite(right)
+        if not np.array_equal(finite, np.isfinite(ours)) or not np.array_equal(
+            np.nan_to_num(ours[~finite], nan=7.0), np.nan_to_num(right[~finite], nan=7.0)
+        ):
+            _refuse(name, "is infinite or NaN in other places")
+        largest = max(largest, float(np.abs(right[finite]).max(initial=0.0)))
+        difference = max(difference, float(np.abs(ours - right)[finite].max(initial=0.0)))
     if not math.isfinite(difference) or difference > RELATIVE * largest + ABSOLUTE:
         _refuse(name, f"differs by {difference:.3g} where its largest number is {largest:.3g}")
     return difference / largest if largest else 0.0
