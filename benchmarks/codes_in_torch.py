@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,7 +38,7 @@ from worker.engine.techniques.base import Context
 from worker.engine.techniques.registry import TECHNIQUES
 
 IN_TORCH = Target(runtime="torch")
-VOCABULARY, WIDTH, LENGTH, NUM_BLOCKS = 8192, 768, 16, 4
+VOCABULARY, WIDTH, LENGTH, NUM_BLOCKS, NUM_HEADS = 8192, 768, 16, 4, 12
 STEPS: dict[str, dict[str, Any]] = {
     "quantize_float fp16": {"kind": "quantize_float", "format": "fp16"},
     "quantize_float bf16": {"kind": "quantize_float", "format": "bf16"},
@@ -54,27 +55,40 @@ STEPS: dict[str, dict[str, Any]] = {
 TORCHAO: dict[str, dict[str, Any]] = {"Int8WeightOnlyConfig": {}, "Int4WeightOnlyConfig": {"group_size": 32}}
 
 
+class Block(nn.Module):
+    """Causal attention and a feed-forward part, both on the normalized stream (pre-norm)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention_norm, self.feed_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.query, self.key, self.value, self.output = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take and return (batch, LENGTH, WIDTH)."""
+        normed = self.attention_norm(x)
+        query, key, value = (
+            part(normed).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.output(mixed.transpose(1, 2).flatten(2))
+        return x + self.down(functional.gelu(self.up(self.feed_norm(x))))
+
+
 class Decoder(nn.Module):
     """A causal language model; tokens (batch, LENGTH) -> logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(VOCABULARY, WIDTH)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, 12, 4 * WIDTH, 0.0, batch_first=True, norm_first=True)
-            for _ in range(NUM_BLOCKS)
-        )
+        self.blocks = nn.Sequential(*(Block() for _ in range(NUM_BLOCKS)))
         self.norm = nn.LayerNorm(WIDTH)
         self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.output.weight = self.table.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (batch, LENGTH, VOCABULARY)."""
-        mask = torch.full((LENGTH, LENGTH), float("-inf")).triu(1)
-        x = self.table(tokens)
-        for block in self.blocks:
-            x = block(x, mask, is_causal=True)
-        logits: Tensor = self.output(self.norm(x))
+        logits: Tensor = self.output(self.norm(self.blocks(self.table(tokens))))
         return logits
 
 

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from app.recipes.recipe import Format, Target
 from tests.engine.simulated_device import DEVICE, simulated_device
 from tests.engine.techniques.opening import open_module
+from worker.engine.errors import ExportFailed
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.memory import measure_peak_memory
+from worker.engine.measure.runtimes import open_model
 from worker.engine.packing.encodings import FLOAT_TYPES, Codebook, Encoding, FixedPoint, Grouped
 from worker.engine.pipeline import write_model
 from worker.engine.programs.decoding.weights import make_coded
+from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
 from worker.engine.quantization.precisions import count_bytes
@@ -248,6 +251,23 @@ def test_pruned_weights_stay_zero_and_every_file_is_smaller(coder: str, tmp_path
     again = tmp_path / "again.pt2"
     write_model(program, "pt2", IN_TORCH, again)
     assert again.read_bytes() == (tmp_path / "codes.pt2").read_bytes()
+
+
+@pytest.mark.parametrize(("coder", "fails"), [("int4", False), ("int3", True), ("fp8", True)])
+def test_as_onnx_it_is_right_or_refused(coder: str, fails: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    program = open_module(nn.Sequential(nn.Linear(64, 40)), (torch.randn(4, 64),), tmp_path)
+    encode(program, coder)
+    again = open_program(write(program, tmp_path)[1], tmp_path / "work")
+    path, x = tmp_path / "model.onnx", torch.randn(3, 64)
+    if fails:
+        with pytest.raises(ExportFailed) as caught:
+            export_onnx(again, path)
+        assert caught.value.code == "onnx_export_failed"
+        return
+    export_onnx(again, path)
+    (found,) = open_model(path, "onnxruntime", again.signature, 1)((x.numpy(),))
+    torch.testing.assert_close(torch.from_numpy(found), program.module(x)[0].detach(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.long

@@ -50,7 +50,8 @@ expand_copy alias_copy
 POINTWISE = """
 __and__ __lshift__ __or__ __rshift__ __xor__ _softmax _log_softmax _log_softmax_backward_data _conj abs abs_ absolute
 acos acosh add add_ addcdiv addcdiv_ addcmul addcmul_ all amax amin aminmax any arccos arcsin arctan arctan2 argmax
-argmin argsort asin asinh atan atan2 atanh avg_pool1d bernoulli bincount bitwise_and bitwise_left_shift bitwise_not
+argmin argsort asin asinh atan atan2 atanh avg_pool1d bernoulli bincount bitwise_and bitwise_and_ bitwise_left_shift
+bitwise_left_shift_ bitwise_not
 bitwise_or bitwise_right_shift bitwise_xor bucketize ceil ceil_ celu celu_ clamp clamp_ clamp_max clamp_max_ clamp_min
 clamp_min_ clip clip_ copysign corrcoef cos cos_ cosh count_nonzero cov cummax cummin cumprod cumsum cumsum_
 deg2rad diff digamma dist div div_ divide elu elu_ eq eq_ equal erf erf_ erfc erfinv exp exp2 exp_ expm1 fix

@@ -82,10 +82,10 @@ class FloatWeight(CodedWeight):
         if self.format == "bf16":
             values = values.view(torch.bfloat16)
         elif self.format == "fp8_e5m2":
-            values = (values.to(torch.int16) << 8).view(torch.float16)
+            values = values.to(torch.int16).bitwise_left_shift_(8).view(torch.float16)
         elif self.format == "fp8_e4m3":
             # A byte is sign-extended: one bit below the sign, the highest of the longer exponent, has to go.
-            values = ((values.to(torch.int16) << 7) & ~(1 << 14)).view(torch.float16)
+            values = values.to(torch.int16).bitwise_left_shift_(7).bitwise_and_(~(1 << 14)).view(torch.float16)
         wide = values.to(torch.float32)
         if self.format == "fp8_e4m3":
             # The bits of e4m3 are those of an fp16 that is 2 ** 8 times smaller.
