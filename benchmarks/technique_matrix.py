@@ -29,8 +29,8 @@ from benchmarks.matrix_models import Upload, list_uploads
 from worker.engine import load
 from worker.engine.artifacts import choose_tolerance
 from worker.engine.failures import translate_failure
-from worker.engine.pipeline import EXPORTS
 from worker.engine.programs.describe import describe
+from worker.engine.programs.export import EXPORTS
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import FileProgram, Program

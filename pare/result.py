@@ -63,15 +63,16 @@ class Result:
     def load(self, file: str | None = None, *, directory: Path | str | None = None) -> Predict:
         """Download the artifacts and return the model as a function of named numpy arrays.
 
-        `file` is the artifact to load: model.onnx if there is one, else model.packed or model.pt2. The function comes
-        from the job's own load.py, which needs onnxruntime or torch and nothing of Pare.
+        `file` is the artifact to load: model.onnx if there is one, else model.packed, model.pt2 or, native code that
+        the worker compiled, model.aoti.pt2. The function comes from the job's own load.py, which needs onnxruntime or
+        torch and nothing of Pare.
         """
         if directory is None:
             # Both runtimes read the whole model when it is loaded; the files are not needed afterwards.
             with tempfile.TemporaryDirectory(prefix="pare-") as temporary:
                 return self.load(file, directory=temporary)
         files = self.download(directory)
-        names = [name for name in ("model.onnx", "model.packed", "model.pt2") if name in files]
+        names = [name for name in ("model.onnx", "model.packed", "model.pt2", "model.aoti.pt2") if name in files]
         chosen = file or (names[0] if names else None)
         if chosen is None or chosen not in files or "load.py" not in files:
             raise PareError(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("app", "worker", "pare", "migrations", "tests", "benchmarks", "examples")
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "misc"}
 MAX_LINES = 400
-IN_ONE_PIECE = {"worker/engine/load.py": 450}
+IN_ONE_PIECE = {"worker/engine/load.py": 480}
 """Users get it as a single file."""
 
 

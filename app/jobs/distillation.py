@@ -20,7 +20,7 @@ from app.recipes.plan import EngineError
 OVERHEAD_EPOCHS = 2.0
 """What opening, exporting and measuring a model costs beside its training, for the progress alone."""
 TEACHER, TEACHER_CHECK, STUDENT, ALONE = "teacher", "teacher_check", "student", "student_alone"
-RENAMED = {"model.pt2": "teacher.pt2", "model.onnx": "teacher.onnx", "model.safetensors": "teacher.safetensors"}
+RENAMED = {f"model.{each}": f"teacher.{each}" for each in ("pt2", "onnx", "safetensors", "aoti.pt2")}
 """The teacher's files among the parent's artifacts."""
 _CANCELLED = EngineError(code="part_cancelled", detail="it was cancelled", fix="Retry the job.", retryable=True)
 _NO_OBJECTIVE = EngineError(

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 T = TypeVar("T")
-Runtime = Literal["onnxruntime", "torch"]
+Runtime = Literal["onnxruntime", "torch", "aotinductor"]
 Items = Annotated[tuple[T, ...], Field(strict=False)]
 """An immutable sequence that a JSON array, hence a Python list, may fill; its items stay strict."""
 

@@ -12,7 +12,7 @@ from app.recipes.training import TrainingSettings
 class QuantizeInt8(BaseStep):
     """Store weights as 8-bit integers and compute with them: in ONNX Runtime on the CPU, or in torch on either device.
 
-    With `target.runtime` torch the result is a .pt2 whose linear layers and embeddings hold integers.
+    With `target.runtime` torch or aotinductor the result is a .pt2 whose linear layers and embeddings hold integers.
     """
 
     kind: Literal["quantize_int8"]
@@ -62,9 +62,9 @@ class QuantizeInt8(BaseStep):
         return self
 
     def refuse_runtime(self, runtime: Runtime) -> str | None:
-        if runtime == "torch" and self.mode == "static":
+        if runtime != "onnxruntime" and self.mode == "static":
             return "mode 'static' makes an ONNX model; torch takes 'dynamic' and 'weight_only'"
-        if runtime == "torch" and self.changed("per_row"):
+        if runtime != "onnxruntime" and self.changed("per_row"):
             return f"per_row {self.per_row!r} is a way of ONNX models; in torch each row always has its own range"
         return None
 

@@ -64,9 +64,23 @@ KINDS: dict[str, type[BaseStep]] = {
 }
 """Every technique by its name, in the order in which they are usually applied."""
 
-Format = Literal["onnx", "pt2", "safetensors", "packed"]
-RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2"}
-"""The file that each runtime opens, and the only one of an integer model."""
+Format = Literal["onnx", "pt2", "safetensors", "packed", "aoti"]
+FILES: dict[Format, str] = {
+    "onnx": "model.onnx",
+    "pt2": "model.pt2",
+    "safetensors": "model.safetensors",
+    "packed": "model.packed",
+    "aoti": "model.aoti.pt2",
+}
+"""The artifact of each format. torch's loader of compiled packages wants the last suffix to be .pt2."""
+RUNTIME_FORMATS: dict[Runtime, Format] = {"onnxruntime": "onnx", "torch": "pt2", "aotinductor": "aoti"}
+"""The file that each runtime opens."""
+RUNTIME_FILES: dict[Runtime, tuple[Format, ...]] = {
+    "onnxruntime": ("onnx",),
+    "torch": ("pt2",),
+    "aotinductor": ("pt2", "aoti"),
+}
+"""What an integer or coded model made for a runtime leaves: a compiled package comes with what it was compiled from."""
 Device = Literal["cpu", "cuda"]
 
 
@@ -76,7 +90,8 @@ class Target(Spec):
     device: Device = "cpu"
     """Where the artifact will run. Steps compute on a GPU wherever the worker has one; this is what is measured."""
     runtime: Runtime = "onnxruntime"
-    """What will run it. Both models are measured in the same one, and an integer model is made for it."""
+    """What will run it. Both models are measured in the same one, and an integer model is made for it. aotinductor:
+    torch runs both as native code, compiled ahead of time for the worker's machine; the worker needs a C++ compiler."""
     num_threads: int = Field(1, ge=1, le=64)
     """Threads of the runtime during measurement, on the CPU."""
     batch_size: int = Field(1, ge=1, le=4096)
@@ -88,11 +103,12 @@ class Target(Spec):
 class Outputs(Spec):
     """The files a job leaves behind."""
 
-    formats: Items[Format] | None = Field(None, max_length=4, json_schema_extra={"minItems": 1})
+    formats: Items[Format] | None = Field(None, max_length=5, json_schema_extra={"minItems": 1})
     """Null: what suits the final form. `packed` stores weights in as few bits as they have: zeros are left out, shared
-    and quantized weights are indices, entropy-coded; load.py decodes it. Where target.runtime is torch, `pt2` and
+    and quantized weights are indices, entropy-coded; load.py decodes it. `aoti` is native code for machines like the
+    worker's, compiled by AOTInductor for target.device. Where target.runtime is torch or aotinductor, `pt2` and
     `safetensors` keep weights of few bits as codes; otherwise they hold plain floats. An integer model exists as
-    `onnx` only, or as `pt2` where target.runtime is torch."""
+    `onnx` only, or as `pt2` and `aoti` where target.runtime is torch or aotinductor."""
 
 
 class Recipe(Spec):
@@ -158,7 +174,7 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _check_target(self) -> Self:
         target, last = self.target, self.steps[-1]
-        if target.device == "cuda" and target.runtime != "torch":
+        if target.device == "cuda" and target.runtime == "onnxruntime":
             raise ValueError(
                 f"target.device is 'cuda', where target.runtime {target.runtime!r} does not run (its build is "
                 "for CPUs); set target.runtime to 'torch'"
@@ -175,12 +191,12 @@ class Recipe(Spec):
     @model_validator(mode="after")
     def _check_outputs(self) -> Self:
         if self.form is Form.INTEGER:
-            only = RUNTIME_FORMATS[self.target.runtime]
-            wrong = [f for f in self.outputs.formats or () if f != only]
+            allowed = RUNTIME_FILES["onnxruntime" if self.target.runtime == "onnxruntime" else "aotinductor"]
+            wrong = [f for f in self.outputs.formats or () if f not in allowed]
             if wrong:
                 raise ValueError(
-                    f"an integer model for target.runtime {self.target.runtime!r} exists as {only} only; remove "
-                    f"{wrong} from outputs.formats"
+                    f"an integer model for target.runtime {self.target.runtime!r} exists as {' and '.join(allowed)} "
+                    f"only; remove {wrong} from outputs.formats"
                 )
         if "safetensors" in self.formats and "pt2" not in self.formats:
             raise ValueError(
@@ -204,6 +220,11 @@ class Recipe(Spec):
         )
 
     @property
+    def compiles(self) -> bool:
+        """Whether models are compiled ahead of time, which the worker needs a compiler for."""
+        return self.target.runtime == "aotinductor" or "aoti" in self.formats
+
+    @property
     def form(self) -> Form:
         """The form of the program after the last step."""
         return self.steps[-1].leaves
@@ -213,9 +234,11 @@ class Recipe(Spec):
         """The artifact formats this recipe produces."""
         if self.outputs.formats is not None:
             return tuple(dict.fromkeys(self.outputs.formats))
+        native = RUNTIME_FILES[self.target.runtime]
         if self.form is Form.INTEGER:
-            return (RUNTIME_FORMATS[self.target.runtime],)
+            return native
         if self.form is Form.CODED:
-            return (RUNTIME_FORMATS[self.target.runtime], "packed")
+            return (*native, "packed")
         sparse = any(step.fills_zeros for step in self.steps)
-        return ("onnx", "pt2", "safetensors", *(("packed",) if sparse else ()))
+        compiled: tuple[Format, ...] = ("aoti",) if "aoti" in native else ()
+        return ("onnx", "pt2", "safetensors", *compiled, *(("packed",) if sparse else ()))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from app.recipes.metrics import Metrics
 from app.recipes.plan import ArtifactFile, Plan
+from app.recipes.recipe import FILES
 from worker.engine import load
 from worker.engine.arrays import write_npz
-from worker.engine.environment import versions
+from worker.engine.environment import describe_machine, versions
 from worker.engine.programs.program import Signature
 from worker.engine.report import write_report
 
@@ -65,6 +66,7 @@ def write_artifacts(
             "outputs": [each.model_dump(mode="json") for each in signature.outputs],
         },
         "tolerances": {name: choose_tolerance(array, integer=integer) for name, array in sample_output.items()},
+        **_tell_compiled(plan, files),
         **_tell_origin(plan),
         "metrics": metrics.model_dump(mode="json"),
     }
@@ -86,6 +88,12 @@ def digest_file(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _tell_compiled(plan: Plan, files: Mapping[str, ArtifactFile]) -> dict[str, Any]:
+    assert plan.recipe is not None
+    name = FILES["aoti"]
+    return {"compiled": {name: describe_machine(plan.recipe.target)}} if name in files else {}
 
 
 def _tell_origin(plan: Plan) -> dict[str, Any]:

@@ -6,12 +6,14 @@ import random
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from app.recipes.metrics import Environment
 from app.recipes.plan import Plan
+from app.recipes.recipe import Target
 from worker.engine.devices import describe_device
 
 PACKAGES = ("pare", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "safetensors")
@@ -45,6 +47,24 @@ def describe_environment(plan: Plan, device: torch.device) -> Environment:
         device=describe_device(device),
         target_device=target.device,
     )
+
+
+def describe_machine(target: Target) -> dict[str, Any]:
+    """Return what native code compiled here for a target needs of the machine that runs it.
+
+    `instruction_sets` are all that this processor has, by torch's names: the compiler may use any of them.
+    """
+    capability = torch.cuda.get_device_capability() if target.device == "cuda" else None
+    return {
+        "torch": str(torch.__version__),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "device": target.device,
+        "compute_capability": None if capability is None else ".".join(map(str, capability)),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_sets": sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True),
+        "num_threads": target.num_threads,
+    }
 
 
 def versions() -> dict[str, str]:

@@ -11,6 +11,10 @@ difference is above the tolerance in manifest.json. From Python:
 
 `python load.py --unpack model.onnx` writes model.packed as an ordinary ONNX file. Needs numpy, and onnxruntime for
 .onnx and .packed, torch for .pt2, safetensors for .safetensors. Digests are verified first.
+
+model.aoti.pt2 is native code that a worker of Pare compiled (AOTInductor), and loading it runs it: do so where you
+trust who runs that service. It runs on machines like the worker's, with the worker's release of torch, on the device it
+was compiled for; manifest.json says which.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import json
 import lzma
 import math
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +35,10 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 Predict = Callable[[Arrays], Arrays]
+
+
+class WrongMachine(RuntimeError):
+    """A compiled model cannot run here."""
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -50,13 +59,16 @@ def verify_digest(path: Path) -> None:
 
 
 def load(path: str | Path, device: str = "cpu") -> Predict:
-    """Return a function from named input arrays to named output arrays; `device` is where torch runs a .pt2."""
+    """Return a function from named input arrays to named output arrays; `device` is where torch runs model.pt2."""
     path = Path(path).resolve()
     verify_digest(path)
-    signature = read_manifest(path.parent)["signature"]
+    manifest = read_manifest(path.parent)
+    signature = manifest["signature"]
     inputs, outputs = ([each["name"] for each in signature[side]] for side in ("inputs", "outputs"))
     if path.suffix in (".onnx", ".packed"):
         return _load_onnx(str(path) if path.suffix == ".onnx" else unpack(path.read_bytes()), inputs, outputs)
+    if path.name in manifest.get("compiled", ()):
+        return _load_compiled(path, inputs, outputs, manifest["compiled"][path.name])
     if path.suffix == ".pt2":
         return _load_pt2(path, inputs, outputs, device)
     raise ValueError(f"{path.name} is not a model; load takes .onnx, .packed and .pt2, load_weights .safetensors")
@@ -94,6 +106,56 @@ def _load_pt2(path: Path, inputs: list[str], outputs: list[str], device: str) ->
         return {name: tensor.cpu().numpy() for name, tensor in zip(outputs, tensors, strict=True)}
 
     return predict
+
+
+def _load_compiled(path: Path, inputs: list[str], outputs: list[str], facts: dict[str, Any]) -> Predict:
+    try:
+        import torch
+    except ImportError:
+        raise WrongMachine(f"it needs torch {facts['torch']}, and there is none: pip install torch") from None
+    _check_machine(facts)
+    # Compiled code trusts its inputs, unless it is told to compare their types and sizes with those of the model first.
+    os.environ.setdefault("AOTI_RUNTIME_CHECK_INPUTS", "1")
+    # What torch._inductor.aoti_load_package opens too, after it has compiled something to see what the processor can.
+    model = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+
+    def predict(arrays: Arrays) -> Arrays:
+        _check_names(arrays, inputs)
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])).to(facts["device"]) for name in inputs]
+            results = model.run(tensors)
+        return {name: tensor.cpu().numpy() for name, tensor in zip(outputs, results, strict=True)}
+
+    return predict
+
+
+def _check_machine(facts: dict[str, Any]) -> None:
+    import torch
+
+    release, here = facts["torch"].partition("+")[0], torch.__version__.partition("+")[0]
+    if here != release:
+        raise WrongMachine(
+            f"it was compiled for torch {release}, and this is torch {here}: pip install torch=={release}"
+        )
+    system = f"{platform.system()} {platform.machine()}"
+    if system != f"{facts['system']} {facts['machine']}":
+        raise WrongMachine(f"it was compiled for {facts['system']} {facts['machine']}, and this is {system}")
+    if facts["device"] == "cuda":
+        if not torch.cuda.is_available():
+            raise WrongMachine("it was compiled for an NVIDIA GPU, and torch sees none")
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+        if capability != facts["compute_capability"]:
+            raise WrongMachine(
+                f"it was compiled for GPUs of compute capability {facts['compute_capability']}, and this one has "
+                f"{capability}"
+            )
+    has = torch.cpu.get_capabilities()
+    lacks = [name for name in facts["instruction_sets"] if not has.get(name)]
+    if lacks:
+        raise WrongMachine(
+            f"it was compiled for a processor with {', '.join(lacks)}, which this one lacks: have the job done by a "
+            "worker on a machine like this one"
+        )
 
 
 def load_weights(path: str | Path) -> Arrays:
@@ -375,9 +437,9 @@ def main() -> int:
     """Run the sample input through one file, or through every model file there is."""
     directory = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description="Run the sample input through a model made by Pare.")
-    parser.add_argument("--file", help="model.onnx, .packed or .pt2; default: every model file that is here")
+    parser.add_argument("--file", help="model.onnx, .packed, .pt2 or .aoti.pt2; default: every one that is here")
     parser.add_argument("--unpack", metavar="MODEL.onnx", help="write model.packed as an ordinary ONNX file, and stop")
-    parser.add_argument("--device", default="cpu", help="where torch runs .pt2 files, for example cuda; default: cpu")
+    parser.add_argument("--device", default="cpu", help="where torch runs model.pt2, for example cuda; default: cpu")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a difference is above its tolerance")
     arguments = parser.parse_args()
     if arguments.unpack:
@@ -392,7 +454,13 @@ def main() -> int:
         weights = load_weights(directory / "model.safetensors")
         print(f"model.safetensors: {len(weights)} arrays, digest as in the manifest; there is no model file to run")
     for path in paths:
-        for output, (difference, tolerance) in compare_with_sample(path, arguments.device).items():
+        try:
+            differences = compare_with_sample(path, arguments.device)
+        except WrongMachine as reason:
+            print(f"{path.name} cannot run here: {reason}", file=sys.stderr)
+            wrong = True
+            continue
+        for output, (difference, tolerance) in differences.items():
             wrong = wrong or difference > tolerance
             print(f"{path.name}: output {output!r}: largest difference {difference:.3g} (tolerance {tolerance:.3g})")
     return 1 if arguments.check and wrong else 0

@@ -1,8 +1,6 @@
 """The action `optimize`: open the model, keep its baseline, run the steps, export, measure both, write artifacts."""
 
-import shutil
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from app.recipes.base import Form
 from app.recipes.distillation import Distill
 from app.recipes.metrics import Metrics
 from app.recipes.plan import EngineResult, Plan
-from app.recipes.recipe import RUNTIME_FORMATS, Format, Recipe, Target
+from app.recipes.recipe import FILES, RUNTIME_FORMATS, Recipe, Target
 from worker.engine.artifacts import write_artifacts
 from worker.engine.checkpoints.keeper import Checkpoints
 from worker.engine.checkpoints.stop import StopRequest
@@ -22,14 +20,12 @@ from worker.engine.measure.compare import compare_layers
 from worker.engine.measure.inputs import choose_batch, choose_inputs, make_sample
 from worker.engine.measure.macs import count_macs
 from worker.engine.measure.pair import Subject, measure_pair
+from worker.engine.measure.runtimes import SUFFIXES
 from worker.engine.measure.size import count_nonzero_by_layer, count_parameters
 from worker.engine.measure.verdict import judge
-from worker.engine.programs.decoding.store import store_codes
 from worker.engine.programs.describe import describe
-from worker.engine.programs.export_onnx import export_onnx
-from worker.engine.programs.export_packed import export_packed
-from worker.engine.programs.export_pt2 import export_pt2
-from worker.engine.programs.export_safetensors import export_safetensors
+from worker.engine.programs.export import export
+from worker.engine.programs.export_aoti import check_aoti
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import FileProgram, Program
@@ -38,12 +34,8 @@ from worker.engine.steps import expect_steps, run_steps
 from worker.engine.training.accumulation import split_batches
 from worker.engine.training.examples import BoundExamples, open_examples
 
-EXPORTS: dict[Format, Callable[[Program, Path], None]] = {
-    "onnx": export_onnx,
-    "pt2": export_pt2,
-    "safetensors": export_safetensors,
-    "packed": export_packed,
-}
+COMPILING = 20.0
+"""Weight of compiling a model in the progress of a job; opening it has 3."""
 
 
 def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest) -> EngineResult:
@@ -51,18 +43,21 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
     assert plan.model is not None
     assert plan.recipe is not None
     recipe = split_batches(plan.recipe, plan.split_batches)
+    compiling = COMPILING if recipe.compiles else 0.0
     reporter.expect(
         [
             Stage("open_model", 3.0),
-            Stage("baseline", 4.0),
+            Stage("baseline", 4.0 + compiling),
             *expect_steps(recipe),
-            Stage("export", 4.0),
+            Stage("export", 4.0 + compiling),
             Stage("measure", 8.0),
             Stage("artifacts", 1.0),
         ]
     )
     device = choose_device(recipe.target.device)
     prepare_device(device)
+    if recipe.compiles:
+        check_aoti(recipe.target)
     scratch = directory / "tmp"
     reporter.enter("open_model")
     program = open_program(directory / "in" / plan.model.file, scratch, plan.model.format, plan.model.architecture)
@@ -73,7 +68,7 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
 
     reporter.enter("baseline")
     layers = describe(program, ()).layers
-    original = _write_subject(program, program, recipe.target, scratch / "original")
+    original = _write_subject(program, program, recipe.target, scratch / "original", reporter)
 
     untouched = program.copy() if _needs_original(recipe) else None
     made = run_steps(
@@ -91,8 +86,10 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
     reporter.enter("export")
     artifacts = directory / "out" / "artifacts"
     artifacts.mkdir(parents=True)
-    _export(made.program, recipe, artifacts, reporter)
-    result = _write_subject(made.program, made.module, recipe.target, scratch / "result", artifacts)
+    for index, form in enumerate(recipe.formats):
+        reporter.report(index / len(recipe.formats), FILES[form])
+        export(made.program, made.module, form, artifacts / FILES[form], recipe.target, reporter.note)
+    result = _write_subject(made.program, made.module, recipe.target, scratch / "result", reporter, artifacts)
 
     reporter.enter("measure")
     inputs = choose_inputs(made.module, examples, batch_size, recipe.seed)
@@ -165,36 +162,22 @@ def _open_teacher(plan: Plan, directory: Path, model_id: str) -> Program:
     return open_program(directory / "in" / teacher.file, scratch, teacher.format, teacher.architecture)
 
 
-def write_model(program: Program, form: Format, target: Target, path: Path) -> None:
-    """Write one file. For torch, encoded weights stay codes; for ONNX Runtime, .pt2 is a form to go on from."""
-    if target.runtime == "torch" and form in ("pt2", "safetensors"):
-        program = store_codes(program)
-    EXPORTS[form](program, path)
-
-
-def _export(program: Program | FileProgram, recipe: Recipe, directory: Path, reporter: Reporter) -> None:
-    for index, form in enumerate(recipe.formats):
-        reporter.report(index / len(recipe.formats), f"model.{form}")
-        path = directory / f"model.{form}"
-        if isinstance(program, FileProgram):
-            # A copy: in the sandbox, tmp and out lie on different file systems, across which nothing can be renamed.
-            shutil.copyfile(program.path, path)
-        else:
-            write_model(program, form, recipe.target, path)
-
-
 def _write_subject(
-    program: Program | FileProgram, module: Program, target: Target, stem: Path, artifacts: Path | None = None
+    program: Program | FileProgram,
+    module: Program,
+    target: Target,
+    stem: Path,
+    reporter: Reporter,
+    artifacts: Path | None = None,
 ) -> Subject:
-    """Return what is measured: the artifact in the runtime's format, written to `stem` when there is none."""
+    """Return what is measured: the artifact in the runtime's format, written beside `stem` when there is none."""
     form = RUNTIME_FORMATS[target.runtime]
-    path = artifacts / f"model.{form}" if artifacts else stem.with_suffix(f".{form}")
+    path = artifacts / FILES[form] if artifacts else stem
     if not path.exists():
-        path = stem.with_suffix(f".{form}")
-        assert isinstance(program, Program), "a FileProgram's only format is its artifact"
-        write_model(program, form, target, path)
+        path = stem.with_name(stem.name + SUFFIXES[target.runtime])
+        export(program, module, form, path, target, reporter.note)
     macs = count_macs(module)
-    packed = artifacts / "model.packed" if artifacts else None
+    packed = artifacts / FILES["packed"] if artifacts else None
     return Subject(
         path,
         count_parameters(program),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from app.jobs.needs import derive_needs
 from app.recipes import base, data, facts, metrics, plan, pruning, quantization, recipe, training
 from app.recipes.base import Form
 from app.recipes.recipe import KINDS, Recipe
@@ -56,8 +57,15 @@ def messages(error: ValidationError) -> str:
         (
             ["quantize_int8"],
             {"target": {"runtime": "torch"}, "outputs": {"formats": ["onnx", "pt2"]}},
-            "exists as pt2 only",
+            "exists as pt2 and aoti only; remove ['onnx']",
         ),
+        (["quantize_int8"], {"outputs": {"formats": ["onnx", "aoti"]}}, "exists as onnx only; remove ['aoti']"),
+        (
+            [{"kind": "quantize_int8", "mode": "static"}],
+            {"target": {"runtime": "aotinductor"}, "data": UNLABELLED},
+            "mode 'static' makes an ONNX model; torch takes",
+        ),
+        (["quantize_int8", "finetune"], {"target": {"runtime": "aotinductor"}}, "put finetune before quantize_int8"),
         (["prune_magnitude"], {"target": {"device": "cuda"}}, "set target.runtime to 'torch'"),
         (
             ["quantize_aware_training"],
@@ -75,6 +83,31 @@ def test_senseless_recipe_is_refused_with_the_reason(steps: list[Any], other: di
 
 def test_the_file_that_is_measured_is_among_the_files() -> None:
     assert make("quantize_int4", target={"device": "cuda", "runtime": "torch"}).formats == ("pt2", "packed")
+
+
+@pytest.mark.parametrize(
+    ("steps", "formats"),
+    [
+        (["finetune"], ("onnx", "pt2", "safetensors", "aoti")),
+        (["prune_magnitude"], ("onnx", "pt2", "safetensors", "aoti", "packed")),
+        (["quantize_int4"], ("pt2", "aoti", "packed")),
+        (["quantize_int8"], ("pt2", "aoti")),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_compiled_comes_with_what_it_was_compiled_from(
+    steps: list[str], formats: tuple[str, ...], device: str
+) -> None:
+    accepted = make(*steps, target={"device": device, "runtime": "aotinductor"}, data=LABELLED)
+    assert accepted.formats == formats
+    assert accepted.compiles
+    assert derive_needs(accepted).device == ("cpu" if device == "cpu" else "gpu")
+
+
+def test_a_compiled_file_can_be_one_among_others() -> None:
+    assert make("prune_magnitude", outputs={"formats": ["onnx", "aoti"]}).compiles
+    assert make("quantize_int8", target={"runtime": "torch"}, outputs={"formats": ["aoti"]}).compiles
+    assert not make("prune_magnitude").compiles
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

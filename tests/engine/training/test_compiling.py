@@ -17,13 +17,14 @@ from app.recipes.recipe import KINDS
 from app.recipes.training import Finetune, TrainingSettings
 from tests.engine.parallel.runs import difference
 from tests.engine.techniques.learning import context, open_gpt, open_pruned_cnn
+from worker.engine import compilers
+from worker.engine.compilers import CompilerMissing
 from worker.engine.devices import CPU
 from worker.engine.failures import translate_failure
 from worker.engine.programs.program import Program
 from worker.engine.quantization.fake_quantization import simulate
 from worker.engine.techniques.registry import TECHNIQUES
 from worker.engine.training import compiling, loop
-from worker.engine.training.compiling import CompilerMissing
 from worker.engine.training.examples import BoundExamples
 
 COMMON: dict[str, Any] = {
@@ -118,16 +119,16 @@ def test_without_a_compiler_the_step_is_refused_before_it_trains(
 
 def test_a_gpu_needs_triton_and_a_c_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gpu = torch.device("cuda")
-    monkeypatch.setattr(compiling, "has_triton", lambda: False)
+    monkeypatch.setattr(compilers, "has_triton", lambda: False)
     with pytest.raises(CompilerMissing, match="no Triton") as no_triton:
-        compiling.check_compiler(gpu)
-    monkeypatch.setattr(compiling, "has_triton", lambda: True)
+        compilers.check_compiler(gpu, "compile is true", "leave it out")
+    monkeypatch.setattr(compilers, "has_triton", lambda: True)
     (tmp_path / "cc").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    compiling.check_compiler(gpu)
+    compilers.check_compiler(gpu, "compile is true", "leave it out")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(CompilerMissing, match="no C compiler") as no_c:
-        compiling.check_compiler(gpu)
+        compilers.check_compiler(gpu, "compile is true", "leave it out")
     assert "CUDA build" in no_triton.value.fix
     assert "(gcc)" in no_c.value.fix
 

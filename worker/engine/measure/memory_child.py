@@ -1,6 +1,6 @@
 """Run as a script in a fresh process: load a model, run it once, print how far resident memory rose above the runtime.
 
-    python -I memory_child.py onnxruntime|torch MODEL INPUTS.npz NUM_THREADS DEVICE
+    python -I memory_child.py onnxruntime|torch|aotinductor MODEL INPUTS.npz NUM_THREADS DEVICE
 
 It imports numpy and the runtime, nothing else, because whatever is imported here would count.
 """
@@ -59,14 +59,21 @@ def main() -> None:
         # The driver's own memory on the host belongs to the bare runtime.
         torch.zeros(1, device=device)
         before = resident_bytes("VmRSS")
-        program = torch.export.load(model)
-        if device != "cpu":
-            from torch.export.passes import move_to_device_pass
+        if runtime == "aotinductor":
+            loader = torch._C._aoti.AOTIModelPackageLoader(model, "model", False, 1, -1)
+        else:
+            program = torch.export.load(model)
+            if device != "cpu":
+                from torch.export.passes import move_to_device_pass
 
-            program = move_to_device_pass(program, device)
-        module = program.module()
+                program = move_to_device_pass(program, device)
+            module = program.module()
         with torch.inference_mode():
-            module(*(torch.from_numpy(array).to(device) for array in arrays.values()))
+            tensors = [torch.from_numpy(array).to(device) for array in arrays.values()]
+            if runtime == "aotinductor":
+                loader.run(tensors)
+            else:
+                module(*tensors)
         if device != "cpu":
             torch.cuda.synchronize()
             device_bytes = torch.cuda.max_memory_allocated()

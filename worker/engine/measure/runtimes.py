@@ -19,13 +19,13 @@ from worker.engine.programs.program import Signature
 Arrays = tuple[NDArray[np.generic], ...]
 Predict = Callable[[Arrays], Arrays]
 
-SUFFIXES: dict[Runtime, str] = {"onnxruntime": ".onnx", "torch": ".pt2"}
-"""The file each runtime opens."""
+SUFFIXES: dict[Runtime, str] = {"onnxruntime": ".onnx", "aotinductor": ".aoti.pt2", "torch": ".pt2"}
+"""The end of the name of the file that each runtime opens; the first that fits counts."""
 
 
 def runtime_of(path: Path) -> Runtime:
     """Return the runtime that opens a file."""
-    return next(runtime for runtime, suffix in SUFFIXES.items() if suffix == path.suffix)
+    return next(runtime for runtime, suffix in SUFFIXES.items() if path.name.endswith(suffix))
 
 
 def measured_on(target: Target) -> torch.device:
@@ -41,9 +41,9 @@ def open_model(
     ONNX Runtime runs on the CPU only.
     """
     if runtime == "onnxruntime":
-        assert device == CPU, "the recipe's validation asks for runtime 'torch' on a GPU"
+        assert device == CPU, "the recipe's validation asks for a runtime of torch on a GPU"
         return _open_onnx(path, signature, num_threads)
-    return TorchModel(path, num_threads, device)
+    return TorchModel(_open_package(path) if runtime == "aotinductor" else _open_pt2(path, device), num_threads, device)
 
 
 def time_models(
@@ -79,13 +79,24 @@ def _open_onnx(path: Path, signature: Signature, num_threads: int) -> Predict:
     return predict
 
 
-class TorchModel:
-    """A .pt2 file on a device. Arrays come from the CPU and go back there; a prepared call leaves both out."""
+def _open_pt2(path: Path, device: torch.device) -> Callable[..., object]:
+    exported = torch.export.load(path)
+    # Constants that the graph makes itself (arange, zeros) move along.
+    return (exported if device == CPU else move_to_device_pass(exported, device)).module()
 
-    def __init__(self, path: Path, num_threads: int, device: torch.device) -> None:
-        exported = torch.export.load(path)
-        # Constants that the graph makes itself (arange, zeros) move along.
-        self._module = (exported if device == CPU else move_to_device_pass(exported, device)).module()
+
+def _open_package(path: Path) -> Callable[..., object]:
+    # Not torch._inductor.aoti_load_package, which calls a C++ compiler, if there is one, to learn what this processor
+    # can; and the signatures of Pare's programs are flat, so that no structure has to be read at every call.
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
+    return lambda *inputs: loader.run(list(inputs))
+
+
+class TorchModel:
+    """A model of torch on a device. Arrays come from the CPU and go back there; a prepared call leaves both out."""
+
+    def __init__(self, module: Callable[..., object], num_threads: int, device: torch.device) -> None:
+        self._module = module
         self._num_threads = num_threads
         self.device = device
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from app.recipes.recipe import Target
+from app.recipes.recipe import RUNTIME_FORMATS, Target
 from worker.engine.errors import StepFailed
 from worker.engine.measure.latency import estimate_ratio
 from worker.engine.measure.runtimes import SUFFIXES, Predict, measured_on, open_model, time_models
-from worker.engine.programs.export_onnx import export_onnx
-from worker.engine.programs.export_pt2 import export_pt2
+from worker.engine.programs.export import export
 from worker.engine.programs.program import Program
 from worker.engine.pruning.groups import ChannelGroup
 from worker.engine.pruning.ranking import Chosen, Scores
@@ -25,7 +24,6 @@ TIMED_RUNS = (10, 60)
 """Calls of each model per probe, at least and at most."""
 TIMED_SECONDS = 3.0
 """The calls of a probe take about this long, within TIMED_RUNS."""
-_EXPORTS = {"onnxruntime": export_onnx, "torch": export_pt2}
 
 
 @dataclass(frozen=True)
@@ -131,5 +129,5 @@ class Timer:
     def _open(self, program: Program, name: str) -> Predict:
         runtime = self._target.runtime
         path = self._directory / f"{name}{SUFFIXES[runtime]}"
-        _EXPORTS[runtime](program, path)
+        export(program, program, RUNTIME_FORMATS[runtime], path, self._target)
         return open_model(path, runtime, program.signature, self._target.num_threads, measured_on(self._target))

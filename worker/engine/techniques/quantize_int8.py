@@ -114,7 +114,7 @@ def run(program: Program, step: QuantizeInt8, context: Context) -> Outcome:
 
 
 def _choose_builder(program: Program, step: QuantizeInt8, context: Context, bits: int) -> Int8Builder:
-    if context.target.runtime == "torch":
+    if context.target.runtime != "onnxruntime":
         return TorchBuilder(program, step, bits, context.directory, for_cuda=context.target.device == "cuda")
     examples = cast(BoundExamples | None, context.examples)
     return OnnxBuilder(program, step, examples, bits, context.directory, seed=context.seed, report=context.report)
@@ -196,7 +196,7 @@ def _conclude(
         warnings.append(
             "This processor has no 8-bit dot product instruction, so weights use 7 bits to keep sums from overflowing."
         )
-    multiplied = find_multiplied(built.plain.module) if context.target.runtime == "torch" else frozenset()
+    multiplied = frozenset() if context.target.runtime == "onnxruntime" else find_multiplied(built.plain.module)
     return Outcome(
         program=FileProgram(built.path, program.signature, built.parameters, built.nonzero),
         facts={
@@ -224,18 +224,18 @@ def _conclude(
 
 
 def _tell_weight_only(context: Context) -> str:
-    if context.target.runtime == "torch":
-        return (
-            "Weight-only: the file is smaller, and so are the weights in memory; they are decoded at every call, "
-            "which is slower."
-        )
-    return "Weight-only: the file is smaller, the arithmetic stays in floating point, so it is not faster."
+    if context.target.runtime == "onnxruntime":
+        return "Weight-only: the file is smaller, the arithmetic stays in floating point, so it is not faster."
+    return (
+        "Weight-only: the file is smaller, and so are the weights in memory; they are decoded at every call, which is "
+        "slower."
+    )
 
 
 def _round_activations(step: QuantizeInt8, layer: nn.Module, runtime: str) -> Activations:
     if step.mode == "weight_only":
         return "float"
-    if runtime == "torch":
+    if runtime != "onnxruntime":
         return "per_row_symmetric"
     narrowing = isinstance(layer, nn.Linear) and layer.in_features > layer.out_features
     by_rows = step.mode == "dynamic" and (step.per_row == "all" or (step.per_row == "narrowing" and narrowing))
