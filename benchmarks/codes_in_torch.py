@@ -31,7 +31,7 @@ from benchmarks.mixed_precision import open_minilm
 from worker.engine.measure.latency import estimate_ratio
 from worker.engine.measure.memory import measure_peak_memory
 from worker.engine.measure.runtimes import Arrays, Predict, open_model, time_models
-from worker.engine.pipeline import write_model
+from worker.engine.programs.export import export
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import FileProgram, Program
 from worker.engine.techniques.base import Context
@@ -126,7 +126,7 @@ def write_step(program: Program, step: dict[str, Any], directory: Path) -> Path:
     outcome = TECHNIQUES[step["kind"]].run(program.copy(), KINDS[step["kind"]].model_validate(step), context)
     if isinstance(outcome.program, FileProgram):
         return outcome.program.path
-    write_model(outcome.program, "pt2", IN_TORCH, directory / "model.pt2")
+    export(outcome.program, outcome.program, "pt2", directory / "model.pt2", IN_TORCH)
     return directory / "model.pt2"
 
 
@@ -149,7 +149,7 @@ def list_rows(program: Program, batches: list[int], num_runs: int, threads: int,
     program.module.eval()
     inputs = [tuple(each.numpy() for each in program.example_inputs(size)) for size in batches]
     unchanged = directory / "unchanged.pt2"
-    write_model(program, "pt2", IN_TORCH, unchanged)
+    export(program, program, "pt2", unchanged, IN_TORCH)
     original = open_model(unchanged, "torch", program.signature, threads)
     before = _bytes(program, unchanged, inputs[0], threads, directory)
     yield f"| unchanged | {before[0] / 1e6:.1f} MB | {before[1] / 1e6:.0f} MB |{' x1.00 |' * len(inputs)} 1.0000 |"

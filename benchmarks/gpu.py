@@ -1,11 +1,13 @@
 """What a GPU gives: training throughput, and latency of a model as it is, in half precision and in integers.
 
-    python benchmarks/gpu.py [--device cuda|cpu] [--models cnn transformer] [--width 1024] [--seconds 3] [--compile]
+    python benchmarks/gpu.py [--device cuda|cpu] [--models cnn transformer] [--width 1024] [--seconds 3]
+                             [--compile | --aoti]
 
 Integers and coded weights are those of artifacts for torch (`quantize_int8`, `quantize_int4`, `quantize_float`), and
 torchao's. Without `--device` it measures the GPU, if there is one; `--device cpu` is a smoke test of the same code.
-`--compile` compiles every model with torch.compile. Prints tables with the device, driver, versions and the command.
-What a device or torchao cannot do is printed with the reason instead of a number.
+`--compile` compiles every model with torch.compile, `--aoti` adds the packages that Pare compiles ahead of time. Prints
+tables with the device, driver, versions and the command. What a device or torchao cannot do is printed with the reason
+instead of a number.
 """
 
 import argparse
@@ -28,10 +30,11 @@ from torch.export.passes import move_to_device_pass
 from app.recipes.quantization import QuantizeInt8
 from app.recipes.recipe import KINDS, Target
 from worker.engine.devices import choose_device, describe_device, mixed_precision, prepare_device
+from worker.engine.errors import EngineFailure
 from worker.engine.measure.latency import estimate_ratio, summarize, time_interleaved, time_on_cpu, time_on_cuda
-from worker.engine.pipeline import write_model
+from worker.engine.programs.export import export
 from worker.engine.programs.intake import open_program
-from worker.engine.programs.program import Program
+from worker.engine.programs.program import FileProgram, Program
 from worker.engine.quantization.int8_torch import TorchBuilder
 from worker.engine.techniques.base import Context
 from worker.engine.techniques.registry import TECHNIQUES
@@ -110,27 +113,35 @@ PARE: dict[str, dict[str, Any]] = {
 }
 
 
-def quantize_by_pare(model: nn.Module, x: Tensor, spec: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Return the artifact that a step makes of a model for torch on the device of x."""
+def make_by_pare(model: nn.Module, x: Tensor, spec: dict[str, Any] | None, *, aoti: bool = False) -> Predict:
+    """Return the artifact that a step (None: no step) makes of a model for torch on the device of x, or its package."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
         exported = torch.export.export(copy.deepcopy(model).cpu().eval(), (x[:2].cpu(),), dynamic_shapes=shapes)
         torch.export.save(exported, directory / "model.pt2")
         program = open_program(directory / "model.pt2", directory)
-        step = KINDS[spec["kind"]].model_validate(spec)
-        path = directory / "coded.pt2"
+        made: Program | FileProgram = program
+        target = Target(
+            device="cuda" if x.device.type == "cuda" else "cpu",
+            runtime="aotinductor" if aoti else "torch",
+            num_threads=torch.get_num_threads(),
+        )
+        step = spec and KINDS[spec["kind"]].model_validate(spec)
         if isinstance(step, QuantizeInt8):
             builder = TorchBuilder(program, step, 8, directory, for_cuda=x.device.type == "cuda")
-            path = builder.build(program, "plain", {}).path
-        else:
-            target = Target(runtime="torch")
+            built = builder.build(program, "plain", {})
+            made = FileProgram(built.path, program.signature, built.parameters, built.nonzero)
+        elif spec and step:
             context = Context(0, 1, directory, None, lambda *_, **__: None, target=target)
-            coded = TECHNIQUES[spec["kind"]].run(program, step, context).program
-            assert isinstance(coded, Program)
-            write_model(coded, "pt2", target, path)
-        built = torch.export.load(path)
-    module = move_to_device_pass(built, x.device).module()
+            made = TECHNIQUES[spec["kind"]].run(program.copy(), step, context).program
+        path = directory / ("made.aoti.pt2" if aoti else "made.pt2")
+        export(made, program, "aoti" if aoti else "pt2", path, target)
+        if aoti:
+            package = torch._inductor.aoti_load_package(str(path))
+            return lambda given: package(given)[0]
+        loaded = torch.export.load(path)
+    module = move_to_device_pass(loaded, x.device).module()
     return lambda given: module(given)[0]
 
 
@@ -143,11 +154,15 @@ def quantize(model: nn.Module, config: Callable[[], Any], dtype: torch.dtype) ->
     return changed
 
 
-def list_variants(model: nn.Module, x: Tensor) -> Iterator[tuple[str, torch.dtype, Callable[[], Predict]]]:
+def list_variants(
+    model: nn.Module, x: Tensor, *, aoti: bool
+) -> Iterator[tuple[str, torch.dtype, Callable[[], Predict]]]:
     """Yield each variant's name, what it takes, and how it is made."""
     yield "bf16", torch.bfloat16, lambda: copy.deepcopy(model).to(torch.bfloat16)
     for name, spec in PARE.items():
-        yield f"Pare {name}", torch.float32, partial(quantize_by_pare, model, x, spec)
+        yield f"Pare {name}", torch.float32, partial(make_by_pare, model, x, spec)
+    for name, compiled in {"fp32": None, **PARE}.items() if aoti else ():
+        yield f"Pare {name}, aoti", torch.float32, partial(make_by_pare, model, x, compiled, aoti=True)
     for name, config in torchao_variants().items():
         dtype = torch.bfloat16 if name.startswith(("int4", "fp8 dynamic")) else torch.float32
         yield f"torchao {name}", dtype, partial(quantize, model, config, dtype)
@@ -193,6 +208,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--compile", action="store_true", help="every model, by torch.compile")
+    parser.add_argument("--aoti", action="store_true", help="also packages that Pare compiles ahead of time")
     parser.add_argument("--threads", type=int, default=1, help="of the host")
     arguments = parser.parse_args()
     if arguments.device is None and not torch.cuda.is_available():
@@ -216,10 +232,11 @@ def main() -> None:
     finish: Callable[[Predict], Predict] = torch.compile if arguments.compile else lambda predict: predict
     for name, (model, x) in subjects.items():
         original = finish(model)
-        for variant, dtype, make in list_variants(model, x):
+        for variant, dtype, make in list_variants(model, x, aoti=arguments.aoti):
             try:
-                line = compare(original, finish(make()), x, dtype)
-            except (AssertionError, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
+                result = make()
+                line = compare(original, result if variant.endswith("aoti") else finish(result), x, dtype)
+            except (AssertionError, EngineFailure, ImportError, NotImplementedError, RuntimeError, ValueError) as error:
                 line = f"- | - | - | {type(error).__name__}: {str(error).splitlines()[0][:100]}"
             print(f"| {name} | {variant} | {line} |", flush=True)
 

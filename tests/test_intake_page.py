@@ -24,7 +24,8 @@ def test_every_code_of_a_rejection_is_explained() -> None:
 
 
 JOBS = {
-    "bad_tokenizer", "capture_failed", "dtype_mismatch", "empty_split", "images_differ_in_size", "label_out_of_range",
+    "bad_tokenizer", "capture_failed", "compilation_failed", "compiled_differs", "dtype_mismatch",
+    "empty_split", "images_differ_in_size", "label_out_of_range",
     "labels_cannot_move", "labels_do_not_fit", "layers_do_not_fit", "no_tokenizer", "nothing_to_train",
     "onnx_export_failed", "output_not_finite", "packed_export_failed", "resize_too_large", "shape_mismatch",
     "size_became_fixed", "too_few_examples", "training_diverged", "unknown_column",

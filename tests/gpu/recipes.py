@@ -28,6 +28,8 @@ class NamedRecipe:
     """The model for which it is meant; None: both."""
     in_torch: bool = False
     """Integers for torch, on the device, rather than for ONNX Runtime on the CPU."""
+    runtime: str = "torch"
+    """Where it is measured, unless a step makes integers for ONNX Runtime."""
     computes: bool = True
     """Whether a step computes on the device; the others are a moment's work on the CPU, or ONNX Runtime's."""
 
@@ -67,6 +69,11 @@ RECIPES = (
     NamedRecipe("quantize_int8_gptq", [{"kind": "quantize_int8", "rounding": "gptq", **CALIBRATION}]),
     NamedRecipe("quantize_int8_torch", [{"kind": "quantize_int8"}], in_torch=True),
     NamedRecipe("quantize_int8_torch_weights", [{"kind": "quantize_int8", "mode": "weight_only"}], in_torch=True),
+    NamedRecipe("quantize_int8_compiled", [{"kind": "quantize_int8"}], in_torch=True, runtime="aotinductor"),
+    NamedRecipe("quantize_int8_compiled_weights", [{"kind": "quantize_int8", "mode": "weight_only"}], in_torch=True,
+                runtime="aotinductor"),
+    NamedRecipe("quantize_int4_compiled", [{"kind": "quantize_int4"}], runtime="aotinductor"),
+    NamedRecipe("finetune_compiled", [{"kind": "finetune", **TRAINING}], runtime="aotinductor"),
     NamedRecipe("quantize_int8_static", [{"kind": "quantize_int8", "mode": "static", **CALIBRATION}], only="cnn",
                 computes=False),
     NamedRecipe("quantize_aware_training", [{"kind": "quantize_aware_training", **TRAINING, **CALIBRATION}]),

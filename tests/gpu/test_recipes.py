@@ -1,5 +1,6 @@
 """The list of recipes through the whole engine: a few of them on the CPU, all of them where there is a GPU."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from tests.gpu.recipes import CASES, MODELS, NamedRecipe
 
 pytestmark = pytest.mark.timeout(600)
 
-ON_CPU = ("quantize_int8_torch-transformer",)
-"""One is enough to hold the way of a recipe through here; a simulated device runs nearly all."""
+ON_CPU = ("quantize_int8_torch-transformer", "finetune_compiled-cnn")
+"""One of each runtime is enough to hold the way of a recipe through here; a simulated device runs nearly all."""
 INTEGER = ("quantize_int8", "quantize_aware_training")
 NAMES = {f"{recipe.name}-{model}": (model, recipe) for model, recipe in CASES}
 
@@ -27,7 +28,7 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Uploads]:
 def optimize(uploads: Uploads, recipe: NamedRecipe, device: str, directory: Path) -> None:
     target: dict[str, Any] = {"num_runs": 10}
     if recipe.in_torch or recipe.steps[-1]["kind"] not in INTEGER:
-        target |= {"device": device, "runtime": "torch"}
+        target |= {"device": device, "runtime": recipe.runtime}
     plan = plan_of("optimize", **uploads.fields(recipe.steps, target=target))
     made = run(directory, plan, uploads.files)
     metrics = made.good.metrics
@@ -43,6 +44,7 @@ def optimize(uploads: Uploads, recipe: NamedRecipe, device: str, directory: Path
 
 
 @pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_recipe_runs_on_the_cpu(name: str, uploads: dict[str, Uploads], tmp_path: Path) -> None:
     model, recipe = NAMES[name]

@@ -30,6 +30,9 @@ HALF_TOLERANCE = 2e-2
 """The same for 16-bit floats."""
 INTEGER_TOLERANCE = 5e-2
 """The same for a model with 8-bit arithmetic: another processor may round or saturate an activation differently."""
+ROUNDING_TOLERANCE = 2.0
+"""How far compiled 8-bit arithmetic may be from the same not compiled, relative to what 8 bits change in floats: sums
+in another order send activations that lie between two integers to the other one, which layers behind carry on."""
 
 MEDIA_TYPES = {
     ".json": "application/json",
@@ -48,8 +51,12 @@ def write_artifacts(
     directory: Path,
     *,
     integer: bool,
+    floats: Arrays | None = None,
 ) -> tuple[ArtifactFile, ...]:
-    """Write everything beside the model files that already lie in `directory`, and list all of it."""
+    """Write everything beside the model files that already lie in `directory`, and list all of it.
+
+    `floats`: the sample outputs of a model in 8-bit arithmetic as they were before, where it was also compiled.
+    """
     sample_input, sample_output = samples
     write_npz(directory / SAMPLE_INPUT, sample_input)
     write_npz(directory / SAMPLE_OUTPUT, sample_output)
@@ -66,7 +73,7 @@ def write_artifacts(
             "outputs": [each.model_dump(mode="json") for each in signature.outputs],
         },
         "tolerances": {name: choose_tolerance(array, integer=integer) for name, array in sample_output.items()},
-        **_tell_compiled(plan, files),
+        **_tell_compiled(plan, files, sample_output, floats),
         **_tell_origin(plan),
         "metrics": metrics.model_dump(mode="json"),
     }
@@ -84,16 +91,32 @@ def choose_tolerance(output: NDArray[np.generic], *, integer: bool) -> float:
     return share * max(magnitude, 1e-3)
 
 
+def choose_compiled_tolerance(output: NDArray[np.generic], floats: NDArray[np.generic] | None) -> float:
+    """Return the same for a compiled model; `floats`: the output before its model computed in 8 bits, if it does."""
+    tolerance = choose_tolerance(output, integer=floats is not None)
+    if floats is None or output.dtype.kind != "f":
+        return tolerance
+    return max(tolerance, ROUNDING_TOLERANCE * load.largest_difference(floats, output))
+
+
 def digest_file(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _tell_compiled(plan: Plan, files: Mapping[str, ArtifactFile]) -> dict[str, Any]:
+def _tell_compiled(
+    plan: Plan, files: Mapping[str, ArtifactFile], output: Arrays, floats: Arrays | None
+) -> dict[str, Any]:
     assert plan.recipe is not None
-    name = FILES["aoti"]
-    return {"compiled": {name: describe_machine(plan.recipe.target)}} if name in files else {}
+    file = FILES["aoti"]
+    if file not in files:
+        return {}
+    tolerances = {
+        name: choose_compiled_tolerance(array, None if floats is None else floats[name])
+        for name, array in output.items()
+    }
+    return {"compiled": {file: {**describe_machine(plan.recipe.target), "tolerances": tolerances}}}
 
 
 def _tell_origin(plan: Plan) -> dict[str, Any]:

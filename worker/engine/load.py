@@ -195,7 +195,9 @@ def compare_with_sample(path: str | Path, device: str = "cpu") -> dict[str, tupl
     """Run the sample input and return, for each output, the largest difference and its tolerance."""
     path = Path(path).resolve()
     inputs, expected = load_samples(path.parent)
-    actual, tolerances = load(path, device)(inputs), read_manifest(path.parent)["tolerances"]
+    manifest = read_manifest(path.parent)
+    actual = load(path, device)(inputs)
+    tolerances = manifest.get("compiled", {}).get(path.name, manifest)["tolerances"]
     return {name: (largest_difference(expected[name], actual[name]), float(tolerances[name])) for name in expected}
 
 

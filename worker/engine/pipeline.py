@@ -128,7 +128,9 @@ def optimize(plan: Plan, directory: Path, reporter: Reporter, stop: StopRequest)
     reporter.enter("artifacts")
     samples = make_sample(made.program, inputs[0])
     integer = recipe.form is Form.INTEGER or ("onnx" in recipe.formats and bool(find_integer_layers(made.module)))
-    files = write_artifacts(plan, metrics, signature, samples, artifacts, integer=integer)
+    compiled_integers = recipe.compiles and isinstance(made.program, FileProgram)
+    floats = make_sample(made.module, inputs[0])[1] if compiled_integers else None
+    files = write_artifacts(plan, metrics, signature, samples, artifacts, integer=integer, floats=floats)
     return EngineResult(metrics=metrics, artifacts=files)
 
 

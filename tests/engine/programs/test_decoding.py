@@ -19,8 +19,8 @@ from worker.engine.measure.macs import count_macs
 from worker.engine.measure.memory import measure_peak_memory
 from worker.engine.measure.runtimes import open_model
 from worker.engine.packing.encodings import FLOAT_TYPES, Codebook, Encoding, FixedPoint, Grouped
-from worker.engine.pipeline import write_model
 from worker.engine.programs.decoding.weights import make_coded
+from worker.engine.programs.export import export
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
@@ -158,8 +158,8 @@ def encode(program: Program, *coders: str) -> None:
 def write(program: Program, directory: Path, form: Format = "pt2") -> tuple[Path, Path]:
     """Write a program for each runtime: as floats, and as codes."""
     paths = directory / f"floats.{form}", directory / f"codes.{form}"
-    write_model(program, form, Target(), paths[0])
-    write_model(program, form, IN_TORCH, paths[1])
+    export(program, program, form, paths[0], Target())
+    export(program, program, form, paths[1], IN_TORCH)
     return paths
 
 
@@ -249,7 +249,7 @@ def test_pruned_weights_stay_zero_and_every_file_is_smaller(coder: str, tmp_path
         before, after = (path.stat().st_size for path in write(program, tmp_path, form))
         assert after < (0.6 if coder == "bf16" else 0.45) * before
     again = tmp_path / "again.pt2"
-    write_model(program, "pt2", IN_TORCH, again)
+    export(program, program, "pt2", again, IN_TORCH)
     assert again.read_bytes() == (tmp_path / "codes.pt2").read_bytes()
 
 

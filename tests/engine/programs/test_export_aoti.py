@@ -20,7 +20,7 @@ from tests.engine.process import plan_of
 from tests.engine.test_load import metrics
 from tests.engine.tiny_model import SIGNATURE, TwoInputs, write_pt2
 from worker.engine import load
-from worker.engine.artifacts import write_artifacts
+from worker.engine.artifacts import choose_compiled_tolerance, write_artifacts
 from worker.engine.checkpoints.stop import StopRequest
 from worker.engine.compilers import CompilerMissing
 from worker.engine.environment import describe_machine
@@ -88,7 +88,7 @@ def test_it_computes_what_the_module_does_at_every_batch(tiny: Program, made: Pa
     assert runtime_of(made / NAME) == "aotinductor"
     arrays = tuple(each.numpy() for each in inputs)
     (found,) = open_model(made / NAME, "aotinductor", SIGNATURE, 1)(arrays)
-    np.testing.assert_allclose(found, tiny.module(*inputs)[0].detach().numpy(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.astype(np.float64), tiny.module(*inputs)[0].detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 @needs_compiler
@@ -136,9 +136,18 @@ def test_what_the_model_does_not_take_is_refused_and_not_read_past_its_end(made:
 @needs_compiler
 def test_the_manifest_says_what_it_was_compiled_for(made: Path) -> None:
     facts = json.loads((made / "manifest.json").read_text())["compiled"][NAME]
+    tolerances = facts.pop("tolerances")
+    assert tolerances == json.loads((made / "manifest.json").read_text())["tolerances"]
     assert facts == json.loads(json.dumps(describe_machine(TARGET)))
     assert (facts["device"], facts["torch"]) == ("cpu", str(torch.__version__))
     assert facts["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+
+
+def test_eight_bits_may_round_otherwise_as_far_as_they_round_at_all() -> None:
+    output, near, far = (np.array([1.0, each], np.float32) for each in (0.0, 0.001, 0.25))
+    assert choose_compiled_tolerance(output, None) == pytest.approx(0.001)
+    assert choose_compiled_tolerance(output, near) == pytest.approx(0.05)
+    assert choose_compiled_tolerance(output, far) == pytest.approx(0.5)
 
 
 @needs_compiler

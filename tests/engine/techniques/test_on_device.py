@@ -32,7 +32,7 @@ LONG = ("quantize_int4_gptq-cnn", "quantize_int4_of_pruned-cnn", "quantize_mixed
 CHOSEN = [
     pytest.param(model, recipe, id=name, marks=[pytest.mark.long] if name in LONG else [])
     for model, recipe in CASES
-    if recipe.name not in LEFT_OUT
+    if recipe.name not in LEFT_OUT and recipe.runtime == "torch"  # compiling leaves the program as it is
     for name in [f"{recipe.name}-{model}"]
 ]
 

@@ -20,14 +20,14 @@ from torch.export.passes import move_to_device_pass
 from torch.utils._pytree import tree_leaves
 
 from app.recipes.recipe import Target
-from worker.engine.artifacts import choose_tolerance
+from worker.engine.artifacts import choose_compiled_tolerance
 from worker.engine.compilers import check_compiler
 from worker.engine.devices import CPU, move
 from worker.engine.errors import ExportFailed
 from worker.engine.failures import is_out_of_memory
 from worker.engine.load import largest_difference
 from worker.engine.measure.runtimes import measured_on, open_model
-from worker.engine.programs.capture import tracing_batch_size
+from worker.engine.programs.capture import evaluating, tracing_batch_size
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.program import FileProgram, Program, Signature
 from worker.engine.programs.rewrite import write_archive
@@ -123,9 +123,10 @@ def _compare(original: Any, path: Path, module: Program, target: Target, *, inte
         inputs: tuple[Tensor, ...] = module.example_inputs(size)
         with torch.inference_mode():
             expected = [each.cpu().numpy() for each in tree_leaves(original(*move(inputs, device)))]
+        floats = _run_floats(module, inputs) if integer else [None] * len(names)
         actual = predict(tuple(each.numpy() for each in inputs))
-        for name, one, other in zip(names, expected, actual, strict=True):
-            difference, tolerance = largest_difference(one, other), choose_tolerance(one, integer=integer)
+        for name, one, other, before in zip(names, expected, actual, floats, strict=True):
+            difference, tolerance = largest_difference(one, other), choose_compiled_tolerance(one, before)
             if not difference <= tolerance:
                 raise ExportFailed(
                     f"compiled by AOTInductor, output {name!r} differs by {difference:.6g} at batch {size}, and "
@@ -133,6 +134,12 @@ def _compare(original: Any, path: Path, module: Program, target: Target, *, inte
                     code="compiled_differs",
                     fix="Set target.runtime to 'torch', and leave 'aoti' out of outputs.formats.",
                 )
+
+
+def _run_floats(module: Program, inputs: tuple[Tensor, ...]) -> list[Any]:
+    """Return the outputs of a program's module as arrays."""
+    with evaluating(module), torch.inference_mode():
+        return [each.numpy() for each in module.module(*inputs)]
 
 
 def _choose_batches(signature: Signature) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def run(program: Program, step: QuantizeFixed, context: Context) -> Outcome:
             )
         )
         context.report((number + 1) / len(found.chosen), f"coded {weight.name}")
-    in_torch = context.target.runtime == "torch"
+    in_torch = context.target.runtime != "onnxruntime"
     warnings = [f"{PURPOSE} {DECODED_AT_EVERY_CALL if in_torch else STORAGE_ONLY}"]
     if in_torch and 8 < step.bits < 16:
         warnings.append("model.pt2 stores each number in 16 bits, because more than 8 bits are not packed there.")

@@ -61,7 +61,7 @@ def run(program: Program, step: QuantizeFloat, context: Context) -> Outcome:
             )
         )
         context.report((number + 1) / len(found.chosen), f"coded {weight.name}")
-    in_torch = context.target.runtime == "torch"
+    in_torch = context.target.runtime != "onnxruntime"
     warnings = [DECODED_AT_EVERY_CALL if in_torch else STORAGE_ONLY]
     if step.format.startswith("fp8") and not in_torch:
         warnings.append("ONNX operators lack 8-bit floats: model.onnx stores bytes and a table of all 256 values.")

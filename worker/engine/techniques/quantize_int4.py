@@ -85,7 +85,7 @@ def _conclude(
     layers = list(dict.fromkeys(layer for weight in coded for layer in weight.layers))
     total = sum(weight.parameter.numel() for weight in coded)
     num_bytes = sum(count_bytes(each) for each in result.coded.values())
-    in_torch = context.target.runtime == "torch"
+    in_torch = context.target.runtime != "onnxruntime"
     integer = [] if in_torch else [name for name in find_integer_layers(program) if name in layers]
     facts: dict[str, float | int | str | bool | None] = {
         "method": step.method,

@@ -236,7 +236,7 @@ def _explain(search: MixedSearch, assignment: Assignment) -> list[str]:
 
 
 def _tell_runtime(program: Program, context: Context) -> tuple[str, ...]:
-    return (DECODED_AT_EVERY_CALL,) if context.target.runtime == "torch" and program.encodings else ()
+    return (DECODED_AT_EVERY_CALL,) if context.target.runtime != "onnxruntime" and program.encodings else ()
 
 
 def _list_effects(search: MixedSearch, assignment: Assignment, step: int) -> tuple[LayerEffect, ...]:

@@ -114,7 +114,7 @@ def _tell_effect(weight: Weight, codebook: Codebook, num_bytes: int, effect: flo
 
 
 def _warn(found: Weights, tiny: list[str], runtime: Runtime) -> list[str]:
-    warnings = [DECODED_AT_EVERY_CALL if runtime == "torch" else ONLY_PACKED]
+    warnings = [ONLY_PACKED if runtime == "onnxruntime" else DECODED_AT_EVERY_CALL]
     if found.coded_before:
         warnings.append(f"Left as an earlier step coded them: {name_some(found.coded_before)}.")
     if found.embeddings:
