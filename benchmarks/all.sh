@@ -27,7 +27,7 @@ bench low_rank.py --threads 1
 bench wanda.py --threads 1
 bench weight_quantization.py --model lm --threads 1
 bench weight_quantization.py --model minilm --threads 1
-bench codes_in_torch.py --num-runs 10
+bench codes_in_torch.py --models decoder minilm --num-runs 10
 bench mixed_precision.py --models minilm --held-out 300
 bench layer_by_layer_memory.py --threads 1
 bench training_speed.py
