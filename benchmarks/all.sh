@@ -31,6 +31,7 @@ bench codes_in_torch.py --models decoder minilm --num-runs 10
 bench mixed_precision.py --models minilm --held-out 300
 bench layer_by_layer_memory.py --threads 1
 bench training_speed.py
+bench compiled.py
 bench parallel_training.py
 if [ -n "${PARE_BENCH_DATA:-}" ]; then
   bench structured_pruning.py latency

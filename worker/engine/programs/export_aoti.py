@@ -37,7 +37,6 @@ OPTIONS: dict[str, Any] = {
     "aot_inductor.precompile_headers": False,  # pays from the fourth model on, and nothing is kept between jobs
     "aot_inductor.enable_line_tables": False,  # debugging information is most of a small package
     "aot_inductor.check_lowerbound": False,  # else batches of one are refused where inputs are checked
-    "aot_inductor.model_name_for_generated_files": "model",
 }
 NO_MEMORY = ("out of memory allocating", "virtual memory exhausted", "Killed signal terminated program")
 """What g++ says where it had not enough."""
