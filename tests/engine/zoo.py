@@ -13,6 +13,7 @@ from torch.export import Dim
 from torch.nn import functional
 
 torch.set_num_threads(1)
+torch.backends.mha.set_fastpath_enabled(False)  # other kernels, other last digits
 
 
 class Cnn(nn.Module):
@@ -230,6 +231,20 @@ class Gpt(nn.Module):
         return self.head(self.norm(x))
 
 
+class Encoder(nn.Module):
+    """torch's own transformer: nn.MultiheadAttention, which holds the weights of its first projection itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(50, 32)
+        block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.blocks(self.tokens(tokens)).mean(1))
+
+
 class TwoTower(nn.Module):
     """Several inputs and outputs, named; a shared layer called twice; a keyword input."""
 
@@ -273,6 +288,7 @@ ZOO: dict[str, Entry] = {
     "gru_deep": Entry(lambda: Recurrent("gru", bidirectional=True, num_layers=2), _tokens(50, 7)),
     "vit": Entry(VisionTransformer, _images(3, 16)),
     "gpt": Entry(Gpt, _tokens(64, 9)),
+    "encoder": Entry(Encoder, _tokens(50, 7)),
     "two_tower": Entry(
         TwoTower,
         lambda batch: (torch.randn(batch, 8), (torch.randn(batch, 8), torch.randn(batch, 2))),

@@ -61,6 +61,14 @@ def open_cnn() -> tuple[Program, BoundExamples]:
     return program, digit_examples(program, make_folder())
 
 
+@cache
+def open_encoder() -> tuple[Program, BoundExamples]:
+    program = without_dropout(make_zoo("encoder"))
+    rows = {"tokens": program.example_inputs(96)[0].numpy(), "label": np.arange(96) % 3}
+    labels = {"task": "classification", "label_column": "label"}
+    return program, bind(program, make_folder(), rows, {"tokens": 1.0}, by_name=True, **labels)
+
+
 def open_few() -> tuple[Program, BoundExamples]:
     """Return a model with three rows for training, and one apart."""
     program = make_cnn(4)
@@ -75,9 +83,12 @@ def mask(program: Program, name: str) -> None:
     program.apply_masks()
 
 
+OPENERS = {"gpt": open_gpt, "cnn": open_cnn, "encoder": open_encoder}
+
+
 @cache
 def train_alone(model: str, spec: str) -> tuple[Program, dict[str, Fact], list[float]]:
-    start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
+    start, examples = OPENERS[model]()
     program = start.copy()
     outcome, losses = run_and_follow(program, examples, make_folder(), **(SHORT | json.loads(spec)))
     return program, outcome.facts, losses
@@ -85,7 +96,7 @@ def train_alone(model: str, spec: str) -> tuple[Program, dict[str, Fact], list[f
 
 def compare(model: str, plan: dict[str, Any], tolerance: float = TOLERANCE, **spec: Any) -> dict[str, Fact]:
     """Train under the plan and alone; return the facts of the plan."""
-    start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
+    start, examples = OPENERS[model]()
     alone, expected, curve = train_alone(model, json.dumps(spec))
     outcome, losses = run_and_follow(start.copy(), examples, make_folder(), **(SHORT | spec), parallel=plan)
     together, facts = outcome.program, outcome.facts
@@ -115,6 +126,12 @@ def test_a_pruned_transformer_with_tied_weights(plan: dict[str, Any]) -> None:
     assert facts["ranks"] == Parallel.model_validate(plan).num_ranks
     assert 0 < float(facts["communication_share"] or 0) < 1
     assert len(str(facts["memory_per_rank"]).split(",")) == facts["ranks"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("plan", [{"tensor": 2}, {"pipeline": 2}], ids=str)
+def test_attention_as_torch_writes_it(plan: dict[str, Any]) -> None:
+    compare("encoder", plan)
 
 
 @pytest.mark.parametrize("plan", CNN, ids=str)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional
@@ -14,6 +15,7 @@ from tests.engine.zoo import export_model, make_model
 from worker.engine.errors import ModelRejected
 from worker.engine.measure.macs import count_macs
 from worker.engine.programs.export_pt2 import export_pt2
+from worker.engine.programs.export_safetensors import export_safetensors
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import Program
 
@@ -151,6 +153,34 @@ def test_a_linear_layer_with_its_weight_transposed_is_one(tmp_path: Path) -> Non
     state = program.module.state_dict()
     assert torch.equal(state["affine.weight"], model.affine.weight.t())
     assert torch.equal(state["twice.weight"], model.twice.weight)
+
+
+class Held(nn.Module):
+    """Weights that their owner holds itself, as nn.MultiheadAttention does; of these only `in_proj` is a layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_proj_weight, self.in_proj_bias = nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(6))
+        self.seen_weight, self.cut_weight = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(8, 4))
+        self.one_weight = nn.Parameter(torch.randn(4, 4))
+        self.two_weight = self.one_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        x = functional.linear(x, self.seen_weight) + self.seen_weight.sum()
+        x = functional.linear(x, self.cut_weight.chunk(2)[0])
+        return functional.linear(functional.linear(x, self.one_weight), self.two_weight)
+
+
+def test_a_projection_that_its_owner_holds_is_a_layer_and_keeps_its_names_in_files(tmp_path: Path) -> None:
+    program = opened(Held(), (torch.randn(4, 4),), tmp_path)
+    assert layer_types(program) == {"": "Program", "in_proj": "Linear"}
+    assert program.renamed == {"in_proj.weight": "in_proj_weight", "in_proj.bias": "in_proj_bias"}
+    names = set(Held().state_dict())
+    for export, file in ((export_pt2, tmp_path / "again.pt2"), (export_safetensors, tmp_path / "again.safetensors")):
+        export(program, file)
+    assert set(torch.export.load(tmp_path / "again.pt2").state_dict) == names
+    assert set(load_file(tmp_path / "again.safetensors")) == names
 
 
 class GroupedQueries(nn.Module):

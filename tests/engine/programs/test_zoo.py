@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tests.engine.zoo import ZOO, export_model
+from tests.engine.zoo import ZOO, export_model, make_model
 from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.export_safetensors import export_safetensors
@@ -57,7 +57,8 @@ def test_imported_outputs_equal_and_training_changes_the_weights(
         expected = pytree.tree_leaves(model(*inputs, **keywords))
     assert_equal(evaluate(program.module, tuple(pytree.tree_leaves((inputs, keywords)))), expected)
 
-    assert set(program.module.state_dict()) == set(model.state_dict())
+    names = {program.renamed.get(key, key) for key in program.module.state_dict()}
+    assert names == set(model.state_dict())
     assert program.exported_in == ("train" if training and name not in MODE_FREE else "eval")
     assert program.signature.batch_size == (None if dynamic else 4)
     first = program.signature.inputs[0].shape[0]
@@ -66,7 +67,7 @@ def test_imported_outputs_equal_and_training_changes_the_weights(
     before = {key: value.clone() for key, value in program.module.state_dict().items()}
     train_step(program, batch_size)
     changed = {key for key, value in program.module.state_dict().items() if not torch.equal(value, before[key])}
-    trainable = {key for key, _ in model.named_parameters(remove_duplicate=False)}
+    trainable = {key for key, _ in program.module.named_parameters(remove_duplicate=False)}
     # A bias before a norm has no influence on the outputs, one of attention's keys neither.
     assert len(changed & trainable) > 0.7 * len(trainable)
     counters = {key for key in before if key.endswith("num_batches_tracked")}
@@ -114,8 +115,9 @@ def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
 
     export_safetensors(program, tmp_path / "result.safetensors")
     stored = load_file(tmp_path / "result.safetensors")
-    state = program.module.state_dict()
-    assert set(stored) == set(state)
+    state = {program.renamed.get(key, key): value for key, value in program.module.state_dict().items()}
+    assert set(stored) == set(state) == set(torch.export.load(tmp_path / "result.pt2").state_dict)
+    assert set(state) == set(make_model(name).state_dict()), "it can be loaded into the model's own code"
     assert all(torch.equal(stored[key], state[key]) for key in state)
 
 

@@ -13,8 +13,8 @@ def export_safetensors(program: Program, path: Path) -> None:
     """Write `path`. A tensor with several names is stored once per name; the file's metadata lists such groups."""
     # The format knows no sharing: each name gets its own copy.
     tensors = {
-        name: tensor.detach().contiguous().clone(memory_format=torch.contiguous_format)
-        for name, tensor in sorted(program.module.state_dict().items())
+        program.renamed.get(name, name): tensor.detach().contiguous().clone(memory_format=torch.contiguous_format)
+        for name, tensor in program.module.state_dict().items()
     }
     metadata = {"format": "pt"}
     if program.tied:

@@ -61,6 +61,7 @@ class _Importer:
             else:
                 self._values[node] = self._graph.placeholder(node.name)
         self._turn_input_major_weights()
+        self._name_projections()
         for node in exported.graph.nodes:
             if node.op not in ("placeholder", "output"):
                 self._copy(node, exported.graph_module)
@@ -71,6 +72,7 @@ class _Importer:
             signature=build_signature(exported, output_names),
             exported_in="train" if self._trains else "eval",
             tied=self._tree.tied,
+            renamed=self._tree.renamed,
         )
 
     def _turn_input_major_weights(self) -> None:
@@ -82,6 +84,22 @@ class _Importer:
             if held_once and node.users and all(is_affine(user, node, self._names) for user in node.users):
                 self._tree.transpose(name)
                 self._turned.add(node)
+
+    def _name_projections(self) -> None:
+        # nn.MultiheadAttention holds in_proj_weight and in_proj_bias itself; under in_proj they are a linear layer.
+        nodes = {name: node for node, name in self._names.items()}
+        for name, node in list(nodes.items()):
+            stem = name.removesuffix("_weight")
+            if stem == name or not node.users or not all(_multiplies_by(user, node) for user in node.users):
+                continue
+            held = {"weight": node}
+            if (bias := nodes.get(f"{stem}_bias")) is not None:
+                held["bias"] = bias
+            given = {arguments_of(user)["bias"] for user in node.users}
+            if given == {bias} and (bias is None or bias.users.keys() == node.users.keys()):
+                new = {f"{stem}.{attribute}": self._names[each] for attribute, each in held.items()}
+                if self._tree.rename(stem, new):
+                    self._names |= {each: f"{stem}.{attribute}" for attribute, each in held.items()}
 
     def _finish(self, output: fx.Node) -> None:
         results, outputs = self._exported.graph_signature.output_specs, []
@@ -226,6 +244,14 @@ class _Importer:
             if all(isinstance(state, fx.Node) and state.target is aten.zeros.default for state in states):
                 inputs = inputs[:1]
         return tuple(fx.node.map_aggregate(inputs, self._value))
+
+
+def _multiplies_by(node: fx.Node, weight: fx.Node) -> bool:
+    """Whether a node is input @ weight.T, with or without a bias."""
+    if node.target is not aten.linear.default:
+        return False
+    given = arguments_of(node)
+    return given["weight"] is weight and given["input"] is not weight and given["bias"] is not weight
 
 
 def _module_path(node: fx.Node) -> str:

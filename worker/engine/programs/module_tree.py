@@ -25,6 +25,8 @@ class ModuleTree:
             if isinstance(tensor, nn.Parameter):
                 groups[key].append(name)
         self.tied = tuple(tuple(names) for names in groups.values() if len(names) > 1)
+        self.renamed: dict[str, str] = {}
+        """Name of a tensor here -> its name in the model."""
 
     def transpose(self, name: str) -> None:
         """Store a matrix as its transpose from here on. It must have this one name only."""
@@ -33,6 +35,18 @@ class ModuleTree:
         self.tensors[name] = (
             nn.Parameter(turned, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else turned
         )
+
+    def rename(self, path: str, names: dict[str, str]) -> bool:
+        """Let parameters be those of a layer at `path` (new name -> name); False where it is taken or they are tied."""
+        shared = {name for group in self.tied for name in group}
+        taken = any(name == path or name.startswith(f"{path}.") for name in self.tensors)
+        stored = all(isinstance(self.tensors[name], nn.Parameter) for name in names.values())
+        if taken or not stored or not shared.isdisjoint(names.values()):
+            return False
+        for new, name in names.items():
+            self.tensors[new] = self.tensors.pop(name)
+            self.renamed[new] = name
+        return True
 
     def place(self, module: nn.Module, held: dict[str, str], caller: str) -> str | None:
         """Put a layer where the model had it and return its path; None where the tensors' names fit no layer.

@@ -39,6 +39,8 @@ class Program:
     """"train" or "eval"."""
     tied: tuple[tuple[str, ...], ...] = ()
     """Groups of parameter names that share one tensor."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Name of a parameter -> the name that it has in the model, and in its files for torch."""
     masks: dict[str, Tensor] = field(default_factory=dict)
     """Parameter name -> bool mask, False where a pruned weight must stay zero. Training re-applies them."""
     encodings: dict[str, Encoding] = field(default_factory=dict)
