@@ -30,7 +30,7 @@ from worker.engine import load
 from worker.engine.artifacts import choose_tolerance
 from worker.engine.failures import translate_failure
 from worker.engine.programs.describe import describe
-from worker.engine.programs.export import EXPORTS
+from worker.engine.programs.export import export
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.lowering.integers import find_integer_layers
 from worker.engine.programs.program import FileProgram, Program
@@ -62,13 +62,14 @@ STEPS: dict[str, dict[str, Any]] = {
     "quantize_aware_training": TRAINING | {"num_calibration_examples": 16},
     "quantize_int8": {"mode": "static", "num_calibration_examples": 16},
     "quantize_int8 for torch": {"kind": "quantize_int8"},
+    "quantize_int4 for torch": {"kind": "quantize_int4", "bits": 3, "group_size": 16, "quantize_embeddings": True},
 }
 """Column -> parameters; the kind is the column's name unless they say it."""
-FOR_TORCH = ("quantize_int8 for torch",)
+FOR_TORCH = ("quantize_int8 for torch", "quantize_int4 for torch")
 # What take_student puts in the place of a model is another row.
 assert {step.get("kind", column) for column, step in STEPS.items()} == KINDS.keys() - {"take_student"}
 PACKED = ("share_weights", "quantize_float", "quantize_fixed")
-"""Whose gain is in model.packed; the others are loaded from model.onnx."""
+"""Whose gain is in model.packed; those for torch are loaded from model.pt2, the others from model.onnx."""
 SIGNS = {"works": "yes", "ran": "ran", "refused": "no", "run": "at run", "bug": "BUG"}
 Cell = dict[str, str]
 
@@ -180,8 +181,10 @@ def _run(subject: Subject, recipe: Recipe, directory: Path, *, files: bool) -> s
         path = made.program.path
     else:
         form: Format = "packed" if kind in PACKED else "onnx"
+        if recipe.target.runtime == "torch":
+            form = "pt2"
         path = directory / f"model.{form}"
-        EXPORTS[form](made.program, path)
+        export(made.program, made.module, form, path, recipe.target)
     _compare(made, path)
     return path.name
 
