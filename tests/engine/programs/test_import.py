@@ -246,6 +246,26 @@ def test_reshapes_follow_pruned_channels(tmp_path: Path, dynamic: bool) -> None:
     assert vit(torch.randn(4, 3, 16, 16))[0].shape == (4, 10)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_bfloat16_is_refused_at_the_door(inside: bool, tmp_path: Path) -> None:
+    """numpy has no such type: the first step that looked at weights would fail."""
+
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4, dtype=torch.bfloat16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.to(torch.bfloat16)).float()
+
+    model = Cast() if inside else nn.Softmax(1)
+    program = torch.export.export(model, (torch.randn(2, 4, dtype=torch.float32 if inside else torch.bfloat16),))
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(ModelRejected, match="bfloat16") as caught:
+        open_program(tmp_path / "model.pt2", tmp_path)
+    assert caught.value.code == "unsupported_dtype"
+
+
 class Item(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[x > 0]

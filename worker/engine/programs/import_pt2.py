@@ -31,6 +31,7 @@ def load_checked(path: Path) -> Program:
         names = json.loads(archive.read(f"model/{NAMES_MEMBER}"))
     try:
         program = import_program(exported, tuple(names))
+        _refuse_bfloat16(program)
         try_shapes(program)
     except EngineFailure:
         raise
@@ -38,6 +39,19 @@ def load_checked(path: Path) -> Program:
         # Each operator is known, but their arguments do not fit together; torch raises many types for that.
         reject("graph_not_runnable", f"The program cannot run: {type(error).__name__}: {shown(_first_line(error))}.")
     return program
+
+
+def _refuse_bfloat16(program: Program) -> None:
+    """Neither numpy, which statistics and artifacts pass through, nor ONNX Runtime on a CPU computes in it."""
+    stored = [name for name, tensor in program.module.state_dict().items() if tensor.dtype == torch.bfloat16]
+    given = [each.name for each in (*program.signature.inputs, *program.signature.outputs) if each.dtype == "bfloat16"]
+    if stored or given:
+        reject(
+            "unsupported_dtype",
+            f"{shown((stored or given)[0])} is of type bfloat16, in which Pare can neither measure nor write models.",
+            "Convert the model with .float() or .half() before exporting it; training steps compute in bfloat16 where "
+            "their precision is bf16.",
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -99,7 +99,7 @@ def check_dtype(value: Any, where: str) -> int:
         reject(
             "unsupported_dtype",
             f"{where}: dtype number {number} (complex, 8-bit float or unsigned wide) cannot be imported.",
-            "Convert the model to float32, float16 or bfloat16 before exporting it.",
+            "Convert the model to float32 or float16 before exporting it.",
         )
     return number
 
