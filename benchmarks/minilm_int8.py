@@ -18,6 +18,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before it is imported
+
 import numpy as np
 import onnxruntime
 import torch

@@ -19,6 +19,7 @@ from app.recipes.recipe import FILES, Recipe, Target
 from tests.engine.process import plan_of
 from tests.engine.test_load import metrics
 from tests.engine.tiny_model import SIGNATURE, TwoInputs, write_pt2
+from tests.engine.zoo import ZOO, export_model
 from worker.engine import load
 from worker.engine.artifacts import choose_compiled_tolerance, write_artifacts
 from worker.engine.checkpoints.stop import StopRequest
@@ -265,3 +266,20 @@ def test_models_that_differ_in_sizes_alone_do_not_share_code(tmp_path: Path) -> 
         )
         program = open_program(place / "upload.pt2", place)
         export_aoti(program, program, place / NAME, TARGET)
+
+
+@needs_compiler
+@pytest.mark.long
+@pytest.mark.parametrize("name", ZOO)
+def test_every_family_compiles(name: str, tmp_path: Path) -> None:
+    """What was compiled is compared with its program at two batches by export_aoti itself."""
+    torch.set_num_threads(1)
+    export_model(name, tmp_path / "upload.pt2")
+    program = open_program(tmp_path / "upload.pt2", tmp_path)
+    export_aoti(program, program, tmp_path / NAME, TARGET)
+    predict = open_model(tmp_path / NAME, "aotinductor", program.signature, 1)
+    inputs = program.example_inputs(5, seed=3)
+    with torch.no_grad():
+        expected = program.module.eval()(*inputs)
+    for one, other in zip(predict(tuple(each.numpy() for each in inputs)), expected, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), atol=1e-4, rtol=1e-3)

@@ -155,6 +155,17 @@ def test_a_linear_layer_with_its_weight_transposed_is_one(tmp_path: Path) -> Non
     assert torch.equal(state["twice.weight"], model.twice.weight)
 
 
+class Adapted(nn.Linear):
+    """A layer with a weight beside its own, which comes first."""
+
+    def __init__(self, num_in: int, num_out: int) -> None:
+        super().__init__(num_in, num_out)
+        self.side_weight = nn.Parameter(torch.randn(num_out, num_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.side_weight) + super().forward(x)
+
+
 class Held(nn.Module):
     """Weights that their owner holds itself, as nn.MultiheadAttention does; of these only `in_proj` is a layer's."""
 
@@ -164,17 +175,19 @@ class Held(nn.Module):
         self.seen_weight, self.cut_weight = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(8, 4))
         self.one_weight = nn.Parameter(torch.randn(4, 4))
         self.two_weight = self.one_weight
+        self._weight, self.adapted = nn.Parameter(torch.randn(4, 4)), Adapted(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
         x = functional.linear(x, self.seen_weight) + self.seen_weight.sum()
         x = functional.linear(x, self.cut_weight.chunk(2)[0])
-        return functional.linear(functional.linear(x, self.one_weight), self.two_weight)
+        x = functional.linear(functional.linear(x, self.one_weight), self.two_weight)
+        return self.adapted(functional.linear(x, self._weight))
 
 
 def test_a_projection_that_its_owner_holds_is_a_layer_and_keeps_its_names_in_files(tmp_path: Path) -> None:
     program = opened(Held(), (torch.randn(4, 4),), tmp_path)
-    assert layer_types(program) == {"": "Program", "in_proj": "Linear"}
+    assert layer_types(program) == {"": "Program", "in_proj": "Linear", "adapted": "Linear"}
     assert program.renamed == {"in_proj.weight": "in_proj_weight", "in_proj.bias": "in_proj_bias"}
     names = set(Held().state_dict())
     for export, file in ((export_pt2, tmp_path / "again.pt2"), (export_safetensors, tmp_path / "again.safetensors")):

@@ -43,7 +43,8 @@ def load_checked(path: Path) -> Program:
 
 def _refuse_bfloat16(program: Program) -> None:
     """Neither numpy, which statistics and artifacts pass through, nor ONNX Runtime on a CPU computes in it."""
-    stored = [name for name, tensor in program.module.state_dict().items() if tensor.dtype == torch.bfloat16]
+    tensors = (*program.module.named_parameters(), *program.module.named_buffers())
+    stored = [name for name, tensor in tensors if tensor.dtype == torch.bfloat16]
     given = [each.name for each in (*program.signature.inputs, *program.signature.outputs) if each.dtype == "bfloat16"]
     if stored or given:
         reject(

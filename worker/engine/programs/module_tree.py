@@ -37,7 +37,13 @@ class ModuleTree:
         )
 
     def rename(self, path: str, names: dict[str, str]) -> bool:
-        """Let parameters be those of a layer at `path` (new name -> name); False where it is taken or they are tied."""
+        """Let parameters be those of a layer at `path` (new name -> name); False where it is taken or they are tied.
+
+        It is taken too where what would hold the layer has a weight of its own: that is a layer, which holds none.
+        """
+        owner, _, name = path.rpartition(".")
+        if not name or f"{owner}.weight".lstrip(".") in self.tensors:
+            return False
         shared = {name for group in self.tied for name in group}
         taken = any(name == path or name.startswith(f"{path}.") for name in self.tensors)
         stored = all(isinstance(self.tensors[name], nn.Parameter) for name in names.values())

@@ -226,10 +226,8 @@ def _conclude(
 def _tell_weight_only(context: Context) -> str:
     if context.target.runtime == "onnxruntime":
         return "Weight-only: the file is smaller, the arithmetic stays in floating point, so it is not faster."
-    return (
-        "Weight-only: the file is smaller, and so are the weights in memory; they are decoded at every call, which is "
-        "slower."
-    )
+    cost = "" if context.target.runtime == "aotinductor" else ", which is slower"
+    return f"Weight-only: the file is smaller, and so are the weights in memory; they are decoded at every call{cost}."
 
 
 def _round_activations(step: QuantizeInt8, layer: nn.Module, runtime: str) -> Activations:
