@@ -7,7 +7,8 @@ from pathlib import Path
 from app.recipes.plan import ModelFormat
 from worker.engine.programs.rejections import EXPORT_LINES, reject
 
-_ZIP = b"PK\x03\x04"
+_ZIP, _ZIP_END = b"PK\x03\x04", b"PK\x05\x06"
+"""How a ZIP archive begins, and how the record after its directory does."""
 _CONFIG_ENTRY = re.compile(rb"PK\x01\x02.{42}(?:[A-Za-z0-9_.\-]{1,200}/)?config\.json", re.DOTALL)
 """The entry of config.json, alone or in one folder, in a ZIP's directory; a .pt2 has members that only end so."""
 _ZIP_MARKS = (
@@ -56,6 +57,12 @@ def refuse_other_formats(path: Path, expected: ModelFormat = "pt2") -> None:
             f"{_UPLOAD_AS[found]} Or: {EXPORT_LINES}",
         )
     if head.startswith(_ZIP):
+        if _ZIP_END not in tail:
+            reject(
+                "file_cut_off",
+                f"The file begins like a ZIP archive, as a .pt2 does, and ends after {size} bytes without a directory.",
+                "Upload the whole file; compare its size with the original's.",
+            )
         for mark, kind, words in _ZIP_MARKS:
             if mark in tail:
                 _refuse(kind, words)
