@@ -1,6 +1,7 @@
 """Downloads through a real nginx: the same answers, large files by its own sendfile, and the checks that stay."""
 
 import hashlib
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -280,6 +281,17 @@ def test_files_that_nginx_cannot_read_come_from_the_api(api_url: str, artifact: 
     assert (whole.status_code, whole.content) == (200, BODY)
     assert (part.status_code, part.content) == (206, BODY[1:])
     assert whole.headers["repr-digest"] == part.headers["repr-digest"]
+
+
+def test_over_tls(api_url: str, artifact: Artifact, directory: Path, tmp_path: Path) -> None:
+    with run_nginx(tmp_path / "nginx", api_url, directory / "store" / "blobs", tls=True) as url:
+        trusted = ssl.create_default_context(cafile=tmp_path / "nginx" / "pare.pem")
+        with httpx2.Client(base_url=url, verify=trusted, trust_env=False) as client:
+            answer = client.get(artifact.url)
+            assert (answer.content, SENT_BY in answer.headers) == (BODY, True)
+            location = begin(client)
+            assert send(client, location, 0, CONTENT).status_code == 204
+            assert complete(client, location).json()["sha256"] == SHA256
 
 
 def test_client_goes_on_where_it_stopped(nginx_url: str, artifact: Artifact, tmp_path: Path) -> None:
