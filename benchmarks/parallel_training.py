@@ -3,9 +3,8 @@
     python -m benchmarks.parallel_training [--part paces|memory] [--rounds N] [--short N] [--long N]
 
 Every rank has one thread. A variant's pace comes from the difference of a long and a short run, so that starting
-processes and measuring quality cancel out. One process and two replicas take turns, round after round, and the gain is
-the median of the gains within the rounds; the other plans run in the first round only. The weights after the long run
-must be those of one process.
+processes and measuring quality cancel out. All variants take turns, round after round, and a gain is the median of the
+gains within the rounds; its range is theirs. The weights after the long run must be those of one process.
 
 Memory is that of rank 1, which trains and does nothing else: its resident bytes after a backward pass, without those of
 the same rank with a tiny model, which are Python and torch. The model is large then and its batches are small, so what
@@ -37,7 +36,6 @@ from worker.engine.training.examples import BoundExamples, open_examples
 
 DATASET = "dst_" + "a" * 26
 NUM_ROWS = 4096
-MAIN = ("one process", "data 2")
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "one process": None,
     "data 2": {"data": 2},
@@ -129,19 +127,18 @@ def measure_paces(directory: Path, chosen: argparse.Namespace) -> None:
     facts: dict[str, dict[str, Any]] = {}
     results: dict[str, Program] = {}
     program, examples = make_world(directory)
-    for number in range(chosen.rounds):
+    for _ in range(chosen.rounds):
         for name, plan in VARIANTS.items():
-            if number == 0 or name in MAIN:
-                short, _, _ = run(program, examples, plan, chosen.short, chosen.batch_size)
-                long, facts[name], results[name] = run(program, examples, plan, chosen.long, chosen.batch_size)
-                paces[name].append((chosen.long - chosen.short) / (long - short))
-    print("| plan | steps/s | gain | waiting | difference of weights |\n|---|---:|---:|---:|---:|")
+            short, _, _ = run(program, examples, plan, chosen.short, chosen.batch_size)
+            long, facts[name], results[name] = run(program, examples, plan, chosen.long, chosen.batch_size)
+            paces[name].append((chosen.long - chosen.short) / (long - short))
+    print("| plan | steps/s | gain | range | waiting | difference of weights |\n|---|---:|---:|---:|---:|---:|")
     for name, own in paces.items():
-        gains = [a / b for a, b in zip(own, paces["one process"], strict=False)]
+        gains = [a / b for a, b in zip(own, paces["one process"], strict=True)]
         waiting = facts[name].get("communication_share")
         print(
             f"| {name} | {', '.join(f'{pace:.2f}' for pace in own)} | {statistics.median(gains):.2f}x "
-            f"| {'' if waiting is None else f'{waiting:.0%}'} "
+            f"| {min(gains):.2f} to {max(gains):.2f} | {'' if waiting is None else f'{waiting:.0%}'} "
             f"| {difference(results['one process'], results[name]):.1g} |"
         )
 
