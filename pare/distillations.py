@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pare.metrics import Trial
-from pare.records import Error, Job, JobProgress, read
+from pare.records import Error, Job, JobProgress, Wait, read
 from pare.transport import Transport
 
 
@@ -16,7 +16,11 @@ class Part:
     part: str
     job_id: str
     status: str
+    stage: str | None = None
     progress: JobProgress | None = None
+    attempt: int = 0
+    worker: str | None = None
+    waiting: Wait | None = None
     error: Error | None = None
 
 
@@ -45,6 +49,7 @@ class Distillations:
         labels: dict[str, str] | None = None,
         priority: int | None = None,
         deadline_seconds: int | None = None,
+        webhook_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Start a distillation of this teacher. It exists once, however often a broken connection made us ask."""
@@ -54,6 +59,7 @@ class Distillations:
             "labels": labels,
             "priority": priority,
             "deadline_seconds": deadline_seconds,
+            "webhook_id": webhook_id,
         }
         body = {name: value for name, value in body.items() if value is not None}
         headers = {"Idempotency-Key": f'"{idempotency_key or uuid.uuid4()}"'}
@@ -61,7 +67,7 @@ class Distillations:
         return read(Job, response.json())
 
     def validate(self, model_id: str, distillation: dict[str, Any]) -> dict[str, Any]:
-        """Check a distillation without starting it; returns how many jobs it would run."""
+        """Check a distillation without starting it; returns how many jobs it would run, and which no worker could."""
         body = {"model_id": model_id, "distillation": distillation}
         answer: dict[str, Any] = self._transport.request(
             "POST", "/v1/distillations", params={"dry_run": "true"}, json=body, repeatable=True

@@ -59,7 +59,8 @@ class ProgressDisplay:
         data = event.data
         if event.kind == "state":
             state = str(data.get("state"))
-            reason = f" ({data['reason']})" if data.get("reason") else ""
+            reason = ": ".join(str(data[name]) for name in ("reason", "detail") if data.get(name))
+            reason = f" ({reason})" if reason else ""
             self._show_job(state, 1.0 if state == "succeeded" else None, state + reason)
         elif event.kind == "waiting":
             note = f"waiting: {data['detail']}" if data.get("reason") else "a worker can run it again"

@@ -139,6 +139,17 @@ class JobProgress:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A place in a job's work: of its newest checkpoint, or where the latest attempt went on."""
+
+    stage: str
+    fraction: float
+    step: int | None = None
+    size_bytes: int | None = None
+    created_at: str | None = None
+
+
+@dataclass(frozen=True)
 class Needs:
     """What the worker must have that runs a job."""
 
@@ -171,6 +182,9 @@ class Job:
     created_at: str
     stage: str | None = None
     progress: JobProgress | None = None
+    worker: str | None = None
+    checkpoint: Place | None = None
+    resumed_from: Place | None = None
     error: Error | None = None
     verdict: Verdict | None = None
     isolation: tuple[str, ...] = ()

@@ -8,8 +8,9 @@ from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 from sqlalchemy.orm import Session
 
+from app.api.glances import Glance
 from app.api.idempotency import REPLAYED, IdempotencyKey, submit_once
-from app.api.job_views import JobView, ProgressView
+from app.api.job_views import JobView, NeedsView, ProgressView, WaitView, describe_job, describe_needs, describe_wait
 from app.api.jobs import MAX_LABELS, JobId, LabelName, LabelValue, describe_one
 from app.api.openapi import CREATED, problems
 from app.api.owner import Owner
@@ -17,10 +18,10 @@ from app.api.service import Parts
 from app.api.views import ErrorView, View
 from app.db.tables import JobRow
 from app.errors import NotFound
-from app.jobs import State, get_job
+from app.jobs import State, derive_needs, get_job
 from app.jobs.checks import Record
 from app.jobs.distillation import DistillationPlan
-from app.jobs.parents import Part, read_parts
+from app.jobs.parents import describe_part, list_parts
 from app.jobs.submit_distillation import submit_distillation, validate_distillation
 from app.jobs.trials import list_outcomes
 from app.recipes.base import Spec
@@ -65,6 +66,17 @@ class DistillationRequest(Spec):
     """A webhook that hears of this job, also one that hears of no others."""
 
 
+class StageView(View):
+    """What a stage needs, and whether a worker has it."""
+
+    part: str
+    """teacher, trials, student or student_alone."""
+    needs: NeedsView
+    """What the worker must have that runs a job of this stage."""
+    waiting: WaitView | None
+    """Why none of them would start: no worker has what it needs; null where one has."""
+
+
 class DistillationDryRunView(View):
     """A distillation that would be accepted."""
 
@@ -74,6 +86,8 @@ class DistillationDryRunView(View):
     """The most jobs it would run, checks aside."""
     rungs: list[dict[str, int]]
     """Rounds of trials: num_trials and epochs of each."""
+    stages: list[StageView]
+    """The stages in their order."""
 
 
 class PartView(View):
@@ -85,8 +99,16 @@ class PartView(View):
     """The job; a teacher_check is not shown under /v1/jobs."""
     status: State
     """Where it is in its life."""
+    stage: str | None
+    """What the engine is doing, or did last."""
     progress: ProgressView
     """How far it is."""
+    attempt: int
+    """Executions so far, the current one included."""
+    worker: str | None
+    """The worker that runs it, or ran its latest attempt; null while it waits."""
+    waiting: WaitView | None
+    """While it is queued: why no living worker can run it; null where one can, be it busy."""
     error: ErrorView | None
     """Why it failed."""
 
@@ -138,7 +160,8 @@ def post_distillation(
                 deadline_seconds=body.deadline_seconds,
                 webhook_id=body.webhook_id,
             )
-        return JSONResponse(_estimate(body.distillation).model_dump(mode="json"))
+        glance = service.glances.look(owner)
+        return JSONResponse(_estimate(body.distillation, glance).model_dump(mode="json"))
 
     glance = service.glances.look(owner)
 
@@ -176,11 +199,12 @@ def show_distillation(service: Parts, owner: Owner, job_id: JobId) -> Distillati
         job = get_job(session, owner, job_id)
         if job.action != "distill":
             raise NotFound(f"job {job_id} is no distillation", fix=f"Look at it with GET /v1/jobs/{job_id}.")
-        return _describe(job, describe_one(session, glance, job), read_parts(session, job_id))
+        return _describe(job, describe_one(session, glance, job), list_parts(session, job_id), glance)
 
 
-def _describe(job: JobRow, view: JobView, parts: dict[str, Part]) -> DistillationView:
+def _describe(job: JobRow, view: JobView, rows: list[JobRow], glance: Glance) -> DistillationView:
     request = Distillation.model_validate(job.recipe)
+    parts = {part.name: part for part in map(describe_part, rows)}
     runs = DistillationPlan(request, job.model_id).list_trials(parts)
     if job.metrics is not None:
         trials = job.metrics["distillation"]["trials"]
@@ -189,28 +213,35 @@ def _describe(job: JobRow, view: JobView, parts: dict[str, Part]) -> Distillatio
     return DistillationView(
         job=view,
         distillation=request,
-        parts=[_describe_part(part) for part in parts.values()],
+        parts=[_describe_part(row, glance) for row in rows],
         trials=[Trial.model_validate(trial) for trial in trials],
     )
 
 
-def _describe_part(part: Part) -> PartView:
+def _describe_part(row: JobRow, glance: Glance) -> PartView:
+    view = describe_job(row, glance.workers)
+    shared = ("status", "stage", "progress", "attempt", "worker", "waiting", "error")
     return PartView.model_validate(
-        {
-            "part": part.name,
-            "job_id": part.job_id,
-            "status": part.state,
-            "progress": {"fraction": part.fraction, "eta_seconds": None, "message": ""},
-            "error": part.error.model_dump() if part.error else None,
-        }
+        {"part": row.part, "job_id": row.id, **{name: getattr(view, name) for name in shared}}
     )
 
 
-def _estimate(request: Distillation) -> DistillationDryRunView:
+def _estimate(request: Distillation, glance: Glance) -> DistillationDryRunView:
     rungs = DistillationPlan(request, None).rungs
-    stages = (request.teacher_recipe(), request.student_recipe(), request.alone_recipe())
+    trial = request.trial_recipe({}, request.training.epochs) if rungs else None
+    named = {
+        "teacher": request.teacher_recipe(),
+        "trials": trial,
+        "student": request.student_recipe(),
+        "student_alone": request.alone_recipe(),
+    }
+    needs = {name: derive_needs(recipe, request.needs) for name, recipe in named.items() if recipe is not None}
     return DistillationDryRunView(
         valid=True,
-        num_jobs=sum(stage is not None for stage in stages) + sum(rung.num_trials for rung in rungs),
+        num_jobs=len(needs.keys() - {"trials"}) + sum(rung.num_trials for rung in rungs),
         rungs=[{"num_trials": rung.num_trials, "epochs": rung.epochs} for rung in rungs],
+        stages=[
+            StageView(part=name, needs=describe_needs(each), waiting=describe_wait(each, glance.workers))
+            for name, each in needs.items()
+        ],
     )

@@ -117,6 +117,8 @@ class JobView(View):
     """Why it failed."""
     verdict: Verdict | None
     """The comparison in words, once it has succeeded."""
+    worker: str | None
+    """The worker that runs it, or ran its latest attempt; null while it waits, and where it is made of parts."""
     isolation: list[str]
     """What separated the latest attempt from the machine."""
     recipe: Recipe | None
@@ -134,7 +136,7 @@ class JobView(View):
     needs: NeedsView
     """What the worker must have that runs it."""
     waiting: WaitView | None
-    """While it is queued: why no living worker can run it; null where one can, be it busy."""
+    """While it, or a part of it, is queued: why no living worker can run that; null where one can, be it busy."""
     num_jobs_ahead: int | None
     """While it is queued: waiting jobs that start before it, if none that runs ends meanwhile. Null in lists."""
     created_at: datetime
@@ -178,6 +180,14 @@ def _read_recipe(text: str) -> Recipe:
     return Recipe.model_validate(json.loads(text))
 
 
+def _find_wait(row: JobRow | Row[Any], needs: JobNeeds, workers: Sequence[WorkerRow]) -> WaitView | None:
+    if row.state == State.QUEUED:
+        return describe_wait(needs, workers)
+    # Of a job made of parts, one of which no worker can run (app/jobs/advance.py).
+    shown = row.progress.get("waiting") if row.state == State.RUNNING else None
+    return WaitView.model_validate(shown) if shown else None
+
+
 def describe_job(
     row: JobRow | Row[Any],
     workers: Sequence[WorkerRow],
@@ -204,6 +214,7 @@ def describe_job(
             "resumed_from": row.resumed_from,
             "error": row.error,
             "verdict": row.verdict,
+            "worker": row.worker_id,
             "isolation": row.isolation,
             "recipe": _read_recipe(json.dumps(row.recipe)) if row.action == "optimize" else None,
             "parent_id": row.parent_id,
@@ -212,7 +223,7 @@ def describe_job(
             "priority": row.priority,
             "deadline_seconds": row.deadline_seconds,
             "needs": describe_needs(needs),
-            "waiting": describe_wait(needs, workers) if row.state == State.QUEUED else None,
+            "waiting": _find_wait(row, needs, workers),
             "num_jobs_ahead": num_jobs_ahead,
             "created_at": row.created_at,
             "started_at": row.started_at,

@@ -252,7 +252,7 @@ def _answer_invalid(request: Request, error: Exception) -> Response:
         detail = f"the body was sent as {media_type[:100]}, and only application/json is read"
         fix = "Send the header Content-Type: application/json (curl: -H 'Content-Type: application/json')."
         return make_problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, UnsupportedFormat.code, detail, fix)
-    errors = list(dict.fromkeys(Problem(_locate(item["loc"], error.body), _explain(item)) for item in found))
+    errors = list(dict.fromkeys(Problem(_locate(item, error.body), _explain(item)) for item in found))
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return make_problem(
@@ -302,8 +302,8 @@ def list_methods(app: FastAPI, path: str) -> set[str]:
     return methods | {"HEAD"} if "GET" in methods else methods or {"GET", "HEAD"}
 
 
-def _locate(location: tuple[int | str, ...], body: Any) -> str:
-    where, *parts = location
+def _locate(item: dict[str, Any], body: Any) -> str:
+    where, *parts = item["loc"]
     if where != "body":
         return f"{where}:{parts[-1]}" if parts else str(where)
     pointer, here = "", body
@@ -311,8 +311,8 @@ def _locate(location: tuple[int | str, ...], body: Any) -> str:
         inside = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if inside or (isinstance(here, dict) and part in here):
             here = here[part]
-        elif position < len(parts) - 1 or part == "[key]":
-            continue  # the name of a member of a union, which the body does not contain
+        elif position < len(parts) - 1 or item["type"] != "missing":
+            continue  # the name of a member of a union, or "[key]", which the body does not contain
         pointer += "/" + str(part).replace("~", "~0").replace("/", "~1")
     return pointer
 
@@ -328,4 +328,8 @@ def _explain(item: dict[str, Any]) -> str:
             return f"the field {item['ctx']['discriminator']} is required: it says which kind this is"
         case "union_tag_invalid":
             return f"there is no {item['ctx']['tag']!r}; known are {item['ctx']['expected_tags']}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return "this must be an object: {...}"
+        case "tuple_type" | "list_type":
+            return "this must be a list: [...]"
     return str(item["msg"]).removeprefix("Value error, ")

@@ -20,6 +20,8 @@ from app.jobs.events import change_with_event
 from app.jobs.lifecycle import MADE_OF_PARTS, OWNED, State, move
 from app.jobs.naming import name_for_logs
 from app.jobs.parents import Ending, Outlook, Parts, PartsPlan, cancel_parts, queue_part, read_parts
+from app.jobs.waiting import explain_wait
+from app.jobs.workers import list_workers
 from app.recipes.pipelines import Distillation
 from app.recipes.plan import EngineError
 from app.settings import Settings
@@ -112,7 +114,8 @@ def _advance(session: Session, settings: Settings, job_id: str) -> bool | Ending
         return not cancel_parts(session, job_id) and end_failed(session, job_id, error, only_if=()) is not None
     for new in outlook.queue:
         queue_part(session, settings, job, new)
-    return _report(session, job, parts, outlook) or bool(outlook.queue)
+    told = _tell_wait(session, settings, job, parts)
+    return _report(session, job, parts, outlook) or told or bool(outlook.queue)
 
 
 def _lock(session: Session, job_id: str) -> JobRow | None:
@@ -138,33 +141,61 @@ def _find_lateness(session: Session, job: JobRow) -> EngineError | None:
     )
 
 
+def _tell_wait(session: Session, settings: Settings, job: JobRow, parts: Parts) -> bool:
+    """Show and write down that no living worker can run a part that waits, or that one can again."""
+    queued = [part for part in parts.values() if part.state is State.QUEUED]
+    workers = list_workers(session, settings.worker_seen_seconds) if queued else []
+    waits = {part.name: wait for part in queued if (wait := explain_wait(part.needs, workers)) is not None}
+    shown = None
+    if waits:
+        name, wait = next(iter(waits.items()))
+        shown = {"reason": wait.reason, "detail": f"{name}: {wait.detail}", "fix": wait.fix}
+    if job.progress.get("waiting") == shown:
+        return False
+    changes = {"progress": job.progress | {"waiting": shown}}
+    return change_with_event(session, job.id, "waiting", shown or {"reason": None}, values=changes) is not None
+
+
 def _report(session: Session, job: JobRow, parts: Parts, outlook: Outlook) -> bool:
     """Show the progress, and write an event for every part that ended and for progress worth one."""
     told: list[str] = job.progress.get("told", [])
-    fraction = max(outlook.fraction, float(job.progress["fraction"]))
+    before = float(job.progress["fraction"])
+    fraction = max(outlook.fraction, before)
     changed = False
     for name in (each for each in outlook.notes if each not in told and parts[each].is_over):
         told = [*told, name]
-        _write_progress(session, job.id, outlook, fraction, told, outlook.notes[name])
+        _write_progress(session, job, outlook, fraction, told, outlook.notes[name])
         changed = True
     stale = job.stage != outlook.stage or job.progress["message"] != outlook.message
-    if changed or stale or fraction - float(job.progress["fraction"]) >= PROGRESS_STEP:
-        _write_progress(session, job.id, outlook, fraction, told, outlook.message)
+    if changed or stale or fraction - before >= PROGRESS_STEP:
+        _write_progress(session, job, outlook, fraction, told, outlook.message)
         return True
     return False
 
 
 def _write_progress(
-    session: Session, job_id: str, outlook: Outlook, fraction: float, told: list[str], message: str
+    session: Session, job: JobRow, outlook: Outlook, fraction: float, told: list[str], message: str
 ) -> None:
-    shown = {"fraction": fraction, "eta_seconds": None, "message": message[:2000]}
+    begun = job.progress.get("begun", fraction)
+    eta_seconds = _estimate(session, job, fraction, begun)
+    shown = {"fraction": fraction, "eta_seconds": eta_seconds, "message": message[:2000]}
     change_with_event(
         session,
-        job_id,
+        job.id,
         "progress",
         {"stage": outlook.stage, "step": None, "metrics": {}, **shown},
-        values={"stage": outlook.stage, "progress": {**shown, "told": told}},
+        values={"stage": outlook.stage, "progress": job.progress | shown | {"told": told, "begun": begun}},
     )
+
+
+def _estimate(session: Session, job: JobRow, fraction: float, begun: float) -> float | None:
+    """Return the seconds left at the pace since the beginning, a retry's when `begun` of the work was done already."""
+    done = fraction - begun
+    if done < PROGRESS_STEP or job.progress.get("waiting") is not None:
+        return None
+    assert job.started_at is not None, "a parent runs from its submission on"
+    now = session.execute(select(db_now())).scalar_one()
+    return round((now - job.started_at).total_seconds() * (1.0 - fraction) / done, 1)
 
 
 def _succeed(session: Session, job: JobRow, ending: Ending, report: Blob) -> bool:
@@ -173,7 +204,7 @@ def _succeed(session: Session, job: JobRow, ending: Ending, report: Blob) -> boo
     isolation = session.scalar(select(JobRow.isolation).where(JobRow.id == parts[ending.isolation_of].job_id))
     outlook = make_plan(job).look(parts)
     for name in (each for each in parts if each not in job.progress.get("told", [])):
-        _write_progress(session, job.id, outlook, 1.0, list(parts), outlook.notes[name])
+        _write_progress(session, job, outlook, 1.0, list(parts), outlook.notes[name])
     moved = move(
         session,
         job.id,

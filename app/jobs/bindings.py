@@ -118,16 +118,13 @@ def _check_column(
             return
         row = [row[axis] for axis in ORDERS[binding.layout]]
     expected = list(tensor.shape[1:])
-    fits = len(row) == len(expected) and all(
-        isinstance(want, str) or want == have for want, have in zip(expected, row, strict=True)
-    )
-    if not fits:
+    if not _fits(row, expected):
         resized = "" if binding.resize is None else " after resize"
         arranged = resized if binding.layout == "as_is" else f", {row} after {binding.layout}"
         yield Problem(
             place,
             f"input {tensor.name!r} needs {expected} per row; "
-            f"column {column.name!r} has {list(column.shape)}{arranged}",
+            f"column {column.name!r} has {list(column.shape)}{arranged}{_suggest_layout(binding, row, expected)}",
         )
         return
     for want, have in zip(expected, row, strict=True):
@@ -140,6 +137,20 @@ def _check_column(
                     f"size {want!r} is {have} here and {size} in input {other!r}; it must be equal",
                 )
     yield from _check_channels(tensor, binding, row)
+
+
+def _fits(row: list[int | str], expected: list[int | str]) -> bool:
+    return len(row) == len(expected) and all(
+        isinstance(want, str) or want == have for want, have in zip(expected, row, strict=True)
+    )
+
+
+def _suggest_layout(binding: InputBinding, row: list[int | str], expected: list[int | str]) -> str:
+    """Return what to do where only the order of the axes is wrong, which images that come channels last have."""
+    if binding.layout != "as_is" or len(row) != 3:
+        return ""
+    fitting = [name for name, order in ORDERS.items() if _fits([row[axis] for axis in order], expected)]
+    return f'; set "layout": "{fitting[0]}"' if fitting else ""
 
 
 def _check_channels(tensor: TensorFacts, binding: InputBinding, row: list[int | str]) -> Iterator[Problem]:

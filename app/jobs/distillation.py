@@ -61,7 +61,7 @@ class DistillationPlan:
         recipe = self.request.teacher_recipe()
         if recipe is not None:
             for name, new in (
-                (TEACHER, NewPart(TEACHER, recipe, self.model_id)),
+                (TEACHER, NewPart(TEACHER, recipe, self.model_id, self.request.needs)),
                 (TEACHER_CHECK, NewPart(TEACHER_CHECK, checks_result_of=TEACHER)),
             ):
                 part = parts.get(name)
@@ -133,7 +133,7 @@ class DistillationPlan:
         epochs = self.rungs[index].epochs
         names = {name_trial(index, number): number for number in numbers}
         new = tuple(
-            NewPart(name, self.request.trial_recipe(self.drawn[number], epochs), teacher_id)
+            NewPart(name, self.request.trial_recipe(self.drawn[number], epochs), teacher_id, self.request.needs)
             for name, number in names.items()
             if name not in parts
         )
@@ -149,7 +149,7 @@ class DistillationPlan:
     def _finish(self, parts: Parts, values: Values, teacher_id: str | None) -> Outlook:
         wanted = {STUDENT: self.request.student_recipe(values), ALONE: self.request.alone_recipe(values)}
         new = tuple(
-            NewPart(name, recipe, teacher_id)
+            NewPart(name, recipe, teacher_id, self.request.needs)
             for name, recipe in wanted.items()
             if recipe is not None and name not in parts
         )

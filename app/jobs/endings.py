@@ -30,7 +30,13 @@ WAITING: dict[str, Any] = {
 
 
 def requeue(
-    session: Session, job_id: str, *, reason: str, only_if: Conditions, values: dict[str, Any] | None = None
+    session: Session,
+    job_id: str,
+    *,
+    reason: str,
+    only_if: Conditions,
+    detail: str | None = None,
+    values: dict[str, Any] | None = None,
 ) -> JobRow | None:
     """Return a running job to the queue, with a hint."""
     job = move(
@@ -39,6 +45,7 @@ def requeue(
         sources=[State.RUNNING],
         target=State.QUEUED,
         reason=reason,
+        detail=detail,
         only_if=only_if,
         values=WAITING | (values or {}),
     )
@@ -60,6 +67,7 @@ def end_failed(
         sources=[State.RUNNING],
         target=State.FAILED,
         reason=error.code,
+        detail=error.detail,
         only_if=only_if,
         values=values,
     )

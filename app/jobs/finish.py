@@ -79,7 +79,7 @@ def fail(
     again = error.retryable and not claim.is_last_attempt
     fence = [JobRow.epoch == claim.epoch]
     if again:
-        job = requeue(session, claim.job_id, reason=error.code, only_if=fence)
+        job = requeue(session, claim.job_id, reason=error.code, detail=error.detail, only_if=fence)
     else:
         job = end_failed(session, claim.job_id, error, only_if=fence, isolation=isolation)
     if job is None:

@@ -72,6 +72,7 @@ def move(
     sources: Iterable[State],
     target: State,
     reason: str | None = None,
+    detail: str | None = None,
     only_if: Iterable[ColumnElement[bool]] = (),
     values: dict[str, Any] | None = None,
 ) -> JobRow | None:
@@ -91,14 +92,18 @@ def move(
     )
     if job is None:
         return None
-    write_event(session, job, "state", describe_state(target, job.attempt, reason))
+    worker_id = job.worker_id if target is State.RUNNING else None
+    write_event(session, job, "state", describe_state(target, job.attempt, reason, detail=detail, worker_id=worker_id))
     announce(session, job)
     return job
 
 
-def describe_state(state: State, attempt: int, reason: str | None) -> dict[str, Any]:
+def describe_state(
+    state: State, attempt: int, reason: str | None, *, detail: str | None = None, worker_id: str | None = None
+) -> dict[str, Any]:
     """Return the data of a state event."""
-    return {"state": state.value, "attempt": attempt} | ({"reason": reason} if reason else {})
+    said = {"reason": reason, "detail": detail, "worker": worker_id}
+    return {"state": state.value, "attempt": attempt} | {name: value for name, value in said.items() if value}
 
 
 def write_event(session: Session, job: JobRow, kind: str, data: dict[str, Any]) -> None:

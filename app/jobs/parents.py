@@ -20,10 +20,11 @@ from app.jobs.checks import check_again, queue_job
 from app.jobs.claim import NO_PROGRESS
 from app.jobs.endings import WAITING
 from app.jobs.lifecycle import CHECK_PRIORITY, TERMINAL, State, move
-from app.jobs.needs import derive_needs
+from app.jobs.needs import JobNeeds, derive_needs, needs_of
 from app.jobs.outbox import enqueue
 from app.jobs.uploads import make_model
 from app.recipes.metrics import Metrics
+from app.recipes.needs import Needs
 from app.recipes.plan import EngineError
 from app.recipes.recipe import Recipe
 from app.settings import Settings
@@ -44,6 +45,7 @@ class Part:
     fraction: float
     metrics: Metrics | None
     error: EngineError | None
+    needs: JobNeeds
 
     @property
     def is_over(self) -> bool:
@@ -63,6 +65,8 @@ class NewPart:
     recipe: Recipe | None = None
     """What to do with `model_id`."""
     model_id: str | None = None
+    needs: Needs | None = None
+    """What the worker must have; what is left out follows from the recipe."""
     checks_result_of: str | None = None
     """Instead: check the file that this part left behind, like an upload, and make a model of it."""
 
@@ -104,15 +108,20 @@ class PartsPlan(Protocol):
         """Return the parts that failed and must succeed when the parent is tried again."""
 
 
-def read_parts(session: Session, parent_id: str) -> dict[str, Part]:
-    """Return the parts there are, in the order in which they were queued, else by name."""
+def list_parts(session: Session, parent_id: str) -> list[JobRow]:
+    """Return the rows of the parts there are, in the order in which they were queued, else by name."""
     query = (
         select(JobRow)
         .where(JobRow.parent_id == parent_id)
         .order_by(JobRow.created_at, JobRow.part)
         .execution_options(populate_existing=True)
     )
-    return {part.name: part for part in map(_describe, session.scalars(query))}
+    return list(session.scalars(query))
+
+
+def read_parts(session: Session, parent_id: str) -> dict[str, Part]:
+    """Return name -> part of those there are, in that order."""
+    return {part.name: part for part in map(describe_part, list_parts(session, parent_id))}
 
 
 def start_parent(session: Session, job: JobRow) -> JobRow:
@@ -166,7 +175,7 @@ def queue_part(session: Session, settings: Settings, parent: JobRow, new: NewPar
         recipe=new.recipe.model_dump(mode="json"),
         deadline_seconds=parent.deadline_seconds,
         priority=parent.priority,
-        needs=derive_needs(new.recipe),
+        needs=derive_needs(new.recipe, new.needs),
         **common,
     )
 
@@ -233,7 +242,8 @@ def _make_model(session: Session, parent: JobRow, part: str) -> str:
     return make_model(session, owner=parent.owner, name=f"{part} of {parent.id}", blob=blob, made_by=parent.id)
 
 
-def _describe(row: JobRow) -> Part:
+def describe_part(row: JobRow) -> Part:
+    """Return what the plan sees of the row of a part."""
     assert row.part is not None
     return Part(
         row.part,
@@ -243,4 +253,5 @@ def _describe(row: JobRow) -> Part:
         fraction=float(row.progress["fraction"]),
         metrics=Metrics.model_validate(row.metrics) if row.metrics is not None else None,
         error=EngineError.model_validate(row.error) if row.error is not None else None,
+        needs=needs_of(row),
     )

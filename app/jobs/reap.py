@@ -26,7 +26,8 @@ def reap_expired(session: Session, limit: int = 100) -> list[str]:
         if job.state == State.CANCELLING:
             end_cancelled(session, job.id, only_if=fence)
         elif job.attempt < job.max_attempts:
-            requeue(session, job.id, reason="worker_lost", only_if=fence)
+            loss = _describe_loss(job)
+            requeue(session, job.id, reason=loss.code, detail=loss.detail, only_if=fence)
         else:
             end_failed(session, job.id, _describe_loss(job), only_if=fence)
     return [job.id for job in expired]

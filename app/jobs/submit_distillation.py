@@ -8,6 +8,7 @@ from app.db.tables import DatasetRow, JobRow
 from app.errors import InvalidRequest, Problem
 from app.jobs.bindings import TEXT, find_column
 from app.jobs.checks import Record, queue_job
+from app.jobs.needs import derive_needs
 from app.jobs.parents import start_parent
 from app.jobs.quotas import require_room_for_job
 from app.jobs.submit import validate_submission
@@ -101,6 +102,7 @@ def validate_distillation(
                 webhook_id=webhook_id,
                 lock=lock,
             )
+            derive_needs(recipe, request.needs)
         except InvalidRequest as refused:
             problems |= dict.fromkeys(_translate(problem, places) for problem in refused.errors)
     if facts is not None:
@@ -114,6 +116,8 @@ def validate_distillation(
 
 def _translate(problem: Problem, places: list[str]) -> Problem:
     parts = problem.pointer.split("/")
+    if parts[1] == "needs":
+        return Problem(f"{ROOT}{problem.pointer}", problem.detail)
     if parts[1] != "recipe":
         return problem
     if parts[2] == "steps" and len(parts) > 3:

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from app.errors import Problem
 from app.jobs.bindings import DATA, find_binding_problems, find_column, find_split_problems, point, suggest
 from app.jobs.labels import find_label_problems
+from app.jobs.parallel_plans import find_plan_problems
 from app.recipes.base import DataNeed
 from app.recipes.data import Data
 from app.recipes.facts import DatasetFacts, ModelFacts
 from app.recipes.recipe import Recipe
+from app.recipes.student_sizes import StudentMisfit, complete_sizes
 from app.recipes.students import TakeStudent
 from app.recipes.training import TrainingSettings
 
@@ -37,6 +39,7 @@ def _check_steps(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
     names = {layer.name for layer in model.layers}
     for index, step in enumerate(recipe.steps):
         if isinstance(step, TakeStudent):
+            yield from _check_student(step, index, model)
             return  # what follows works on another model; the engine says whether it fits
         capability = capabilities.get(step.kind)
         if capability is not None and not capability.applicable:
@@ -60,9 +63,20 @@ def _check_steps(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
             yield Problem(point(STEPS, index), f"{step.kind} cannot work on this model: {refusal}")
 
 
+def _check_student(step: TakeStudent, index: int, model: ModelFacts) -> Iterator[Problem]:
+    if step.model_id is not None:
+        return  # compared with the other models that the recipe names
+    try:
+        complete_sizes(step.student, model.inputs, model.outputs)
+    except StudentMisfit as misfit:
+        yield Problem(point(STEPS, index, "student"), str(misfit))
+
+
 def _check_training(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
     task = recipe.data.task if recipe.data else "none"
+    replaced = False
     for index, step in enumerate(recipe.steps):
+        replaced = replaced or isinstance(step, TakeStudent)  # what follows trains another model
         inner = getattr(step, "training", None)
         settings, place = (inner, (index, "training")) if inner is not None else (step, (index,))
         if not isinstance(settings, TrainingSettings):
@@ -72,13 +86,9 @@ def _check_training(recipe: Recipe, model: ModelFacts) -> Iterator[Problem]:
                 point(STEPS, *place, "label_smoothing"),
                 f"smoothing is for classification; recipe.data.task is {task!r}",
             )
-        plan = settings.parallel
-        if plan is not None and plan.data * plan.microbatches > 1 and model.batch_size is not None:
-            yield Problem(
-                point(STEPS, *place, "parallel"),
-                f"the model takes exactly {model.batch_size} examples at a time, which {plan.describe()} cannot "
-                "divide; export it with a dynamic batch",
-            )
+        if settings.parallel is not None and not replaced:
+            place_of_plan = point(STEPS, *place, "parallel")
+            yield from (Problem(place_of_plan, text) for text in find_plan_problems(settings.parallel, model))
         if settings.augmentations and not any(len(tensor.shape) == 4 for tensor in model.inputs):
             shapes = [list(tensor.shape) for tensor in model.inputs]
             yield Problem(

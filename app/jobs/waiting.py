@@ -46,7 +46,8 @@ def explain_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> Wait | None:
     return Wait(
         reason="no_worker_can_run",
         detail=f"the job needs {needs}; {which} {' and '.join(lacks[closest])}",
-        fix="Start a worker that has what the job needs, or cancel the job and submit it with smaller `needs`.",
+        fix="Start a worker that has what the job needs; or cancel the job, and submit it with smaller `needs` or with "
+        "the smaller parallel plan from which they follow.",
     )
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -10,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from app.recipes.base import Items, Spec
 from app.recipes.data import Data
 from app.recipes.distillation import Distill
+from app.recipes.needs import Needs
 from app.recipes.recipe import Outputs, Recipe, Target
 from app.recipes.students import DeriveStudent, TakeStudent
 from app.recipes.training import Finetune, Train, TrainingSettings
@@ -76,6 +78,8 @@ class Distillation(Spec):
     """Where speed is measured."""
     outputs: Outputs = Outputs()
     """Which files of the student to make."""
+    needs: Needs = Needs()
+    """What the workers must have that run the stages; what is left out follows from each stage."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Fixes every random choice of every stage, and which combinations are tried."""
 
@@ -99,8 +103,13 @@ class Distillation(Spec):
                 self.student_recipe(values)
             self.alone_recipe()
         except ValidationError as error:
-            problems = dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in error.errors())
+            problems = dict.fromkeys(_tell(each["msg"]) for each in error.errors())
             raise ValueError("; ".join(problems)) from None
+        if self.needs.device == "cpu" and self.target.device == "cuda":
+            raise ValueError(
+                "needs.device is 'cpu', and target.device 'cuda' can be measured on a GPU only; leave out "
+                "needs.device, or set the target to 'cpu'"
+            )
         return self
 
     def teacher_recipe(self) -> Recipe | None:
@@ -165,3 +174,8 @@ class Distillation(Spec):
                 "seed": self.seed,
             }
         )
+
+
+def _tell(message: str) -> str:
+    """Return a message about the recipe of a stage in words for the request, which has neither recipe nor steps."""
+    return re.sub(r"steps\[\d+\] |recipe\.", "", message.removeprefix("Value error, "))

@@ -59,9 +59,10 @@ class TrainingSettings(Spec):
             return self
         parts = self.parallel.data * self.parallel.microbatches
         if self.batch_size < parts:
+            stages = f" x {self.parallel.microbatches} micro-batches" if self.parallel.pipeline > 1 else ""
             raise ValueError(
-                f"batch_size {self.batch_size} is less than data {self.parallel.data} x "
-                f"{self.parallel.microbatches} micro-batches: every part needs an example"
+                f"batch_size {self.batch_size} is less than data {self.parallel.data}{stages}: every part needs an "
+                "example"
             )
         if self.accumulate > 1 and self.parallel.pipeline > 1:
             raise ValueError("accumulate splits the batch, which a pipeline does already: set num_microbatches instead")

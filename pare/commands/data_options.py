@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from pare.client import Client
-from pare.commands.recipe_options import split_pairs
+from pare.commands.recipe_options import read_value, split_pairs
 from pare.data import bind
 
 EvaluationDataset = Annotated[
@@ -13,7 +13,13 @@ EvaluationDataset = Annotated[
 ]
 Task = Annotated[str, typer.Option(help="classification, regression, ...; none for unlabelled data.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Default: y, label or labels.")]
-Input = Annotated[list[str] | None, typer.Option(help="Feed a model input from a column, repeatable: input=column.")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Feed a model input from a column, repeatable: input=column, or "
+        "input=column,layout=nhwc_to_nchw,scale=0.0039 with mean, std (a/b/c: one for each channel) and max_tokens."
+    ),
+]
 
 
 def bind_dataset(
@@ -32,8 +38,18 @@ def bind_dataset(
         client.datasets.wait(dataset),
         task=task,
         label_column=label_column,
-        inputs=split_pairs(input or [], "--input"),
+        inputs={name: _parse_binding(text) for name, text in split_pairs(input or [], "--input").items()},
     )
     if evaluation_dataset is not None:
         binding["evaluation_dataset_id"] = client.datasets.wait(evaluation_dataset).id
     return binding
+
+
+def _parse_binding(text: str) -> dict[str, Any]:
+    """Read column,name=value,name=value; numbers with a / between them are a list."""
+    column, *pairs = text.split(",")
+    values = {name: read_value(value) for name, value in split_pairs(pairs, "--input").items()}
+    for name in ("mean", "std"):
+        if name in values:
+            values[name] = [read_value(each) for each in str(values[name]).split("/")]
+    return {"column": column, **values}

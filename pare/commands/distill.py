@@ -6,7 +6,7 @@ import typer
 
 from pare.commands.data_options import EvaluationDataset, Input, LabelColumn, Task, bind_dataset
 from pare.commands.invocation import Invocation, service_command
-from pare.commands.recipe_options import read_object
+from pare.commands.recipe_options import read_object, split_pairs
 from pare.commands.tables import job_page
 from pare.commands.watching import exit_as, watch
 
@@ -34,6 +34,10 @@ def distill(
     task: Task = "none",
     label_column: LabelColumn = None,
     input: Input = None,
+    label: Annotated[list[str] | None, typer.Option(help="A label of the job, repeatable: name=value.")] = None,
+    priority: Annotated[int | None, typer.Option(min=-10, max=10, help="Of all its parts.")] = None,
+    deadline_seconds: Annotated[int | None, typer.Option(min=1, help="For all stages together.")] = None,
+    webhook: Annotated[str | None, typer.Option(help="Id of a webhook that hears of the job.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the job until it has finished.")] = False,
 ) -> None:
@@ -49,7 +53,14 @@ def distill(
         if dry_run:
             call.show(client.distillations.validate(model, request))
             return
-        job = client.distillations.submit(model, request)
+        job = client.distillations.submit(
+            model,
+            request,
+            labels=split_pairs(label or [], "--label") or None,
+            priority=priority,
+            deadline_seconds=deadline_seconds,
+            webhook_id=webhook,
+        )
         if wait:
             job = watch(client, job.id, quiet=call.json)
     call.show(job.raw, job_page(job))

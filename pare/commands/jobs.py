@@ -8,7 +8,7 @@ from pare.commands import job_outcome
 from pare.commands.data_options import EvaluationDataset, Input, LabelColumn, Task, bind_dataset
 from pare.commands.invocation import Invocation, service_command
 from pare.commands.recipe_options import read_recipe, split_pairs
-from pare.commands.tables import job_page, jobs_table
+from pare.commands.tables import distillation_page, job_page, jobs_table
 from pare.commands.watching import exit_as, watch
 from pare.errors import UsageError
 from pare.recipes import complete_recipe
@@ -101,10 +101,11 @@ def list_jobs(
 @app.command()
 @service_command
 def get(call: Invocation, id: str) -> None:
-    """Show one job."""
+    """Show one job; of a distillation its parts and trials too."""
     with call.client() as client:
         job = client.jobs.get(id)
-    call.show(job.raw, job_page(job))
+        found = client.distillations.get(id) if job.raw["links"].get("distillation") else None
+    call.show(job.raw, job_page(job) if found is None else distillation_page(found))
 
 
 @app.command()

@@ -43,7 +43,19 @@ def _read_json(name: str, noun: str) -> Any:
 def parse_step(text: str) -> dict[str, Any]:
     """Read kind:name=value,name=value; values are JSON where they can be, else text."""
     kind, _, rest = text.partition(":")
-    return {"kind": kind, **{name: _value(value) for name, value in split_pairs(rest.split(","), "--step").items()}}
+    return {"kind": kind, **{name: read_value(value) for name, value in split_pairs(_split(rest), "--step").items()}}
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that are not inside of a JSON list or object."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def split_pairs(pairs: list[str], option: str) -> dict[str, str]:
@@ -59,7 +71,8 @@ def split_pairs(pairs: list[str], option: str) -> dict[str, str]:
     return found
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
+    """Return the JSON value that a text is, else the text."""
     try:
         return json.loads(text)
     except ValueError:

@@ -6,7 +6,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from pare.records import Dataset, Job, Key, Model, Needs, Technique, Worker
+from pare.distillations import Distillation
+from pare.records import Dataset, Job, JobProgress, Key, Model, Needs, Place, Technique, Worker
 from pare.report import human_bytes, verdict_text
 
 
@@ -148,10 +149,13 @@ def job_page(job: Job) -> RenderableType:
         ("id", job.id),
         ("status", job.status),
         ("stage", job.stage or ""),
-        ("done", f"{job.progress.fraction:.0%} {job.progress.message or ''}".strip() if job.progress else ""),
+        ("done", _progress(job.progress)),
+        ("worker", job.worker or ""),
         ("jobs ahead", "" if job.num_jobs_ahead is None else str(job.num_jobs_ahead)),
-        ("needs", _needs(job.needs) if job.needs is not None else ""),
+        ("needs", _needs(job.needs) if job.needs is not None and job.recipe is not None else ""),
         ("attempt", f"{job.attempt} of {job.max_attempts}"),
+        ("checkpoint", _place(job.checkpoint)),
+        ("resumed", _place(job.resumed_from)),
         ("model", job.model_id),
         ("steps", steps_of(job)),
         ("isolation", ", ".join(job.isolation)),
@@ -159,7 +163,8 @@ def job_page(job: Job) -> RenderableType:
         ("started", job.started_at or ""),
         ("finished", job.finished_at or ""),
     ]
-    parts: list[RenderableType] = [grid(("", ""), facts)]
+    # Most jobs have no checkpoint, were not resumed, and do not wait.
+    parts: list[RenderableType] = [grid(("", ""), [(name, text) for name, text in facts if text])]
     if job.waiting is not None:
         parts.append(f"waiting ({job.waiting.reason}): {job.waiting.detail}\nfix: {job.waiting.fix}")
     if job.error is not None:
@@ -167,6 +172,40 @@ def job_page(job: Job) -> RenderableType:
     if job.verdict is not None:
         parts.append(verdict_text(job.verdict))
     return Group(*parts)
+
+
+def distillation_page(found: Distillation) -> RenderableType:
+    """Return a distillation with its parts and trials."""
+    parts = (
+        (
+            p.part,
+            p.job_id,
+            "cannot run" if p.waiting is not None else p.status,
+            p.stage or "",
+            _progress(p.progress),
+            p.worker or "",
+            p.error.code if p.error is not None else "",
+        )
+        for p in found.parts
+    )
+    trials = (
+        (
+            str(t.rung + 1),
+            str(t.number),
+            str(t.epochs),
+            ", ".join(f"{name} {value:g}" for name, value in t.values.items()),
+            "" if t.objective is None else f"{t.objective:.4f}",
+            t.outcome,
+            t.why,
+        )
+        for t in found.trials
+    )
+    shown: list[RenderableType] = [
+        job_page(found.job), "", grid(("part", "job", "status", "stage", "done", "worker", "error"), parts)
+    ]  # fmt: skip
+    if found.trials:
+        shown += ["", grid(("rung", "trial", "epochs", "values", "objective", "outcome", "why"), trials)]
+    return Group(*shown)
 
 
 def workers_table(workers: Iterable[Worker]) -> Table:
@@ -187,6 +226,21 @@ def workers_table(workers: Iterable[Worker]) -> Table:
             for w in workers
         ),
     )
+
+
+def _progress(progress: JobProgress | None) -> str:
+    if progress is None:
+        return ""
+    left = f", about {progress.eta_seconds:.0f} s left" if progress.eta_seconds else ""
+    return f"{progress.fraction:.0%}{left} {progress.message or ''}".strip()
+
+
+def _place(place: Place | None) -> str:
+    if place is None:
+        return ""
+    size = "" if place.size_bytes is None else f", {human_bytes(place.size_bytes)}"
+    at = "" if place.created_at is None else f", {place.created_at}"
+    return f"at {place.fraction:.0%}, in {place.stage}{size}{at}"
 
 
 def _needs(needs: Needs) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.recipes.plan import MAX_PROGRESS_LINE_BYTES, Progress
+from app.recipes.plan import MAX_PROGRESS_LINE_BYTES, CheckpointFile, Progress
 from worker.engine.progress import Reporter, Stage
 
 
@@ -56,6 +56,28 @@ def test_a_long_stage_is_estimated_by_its_own_pace() -> None:
     recorder.now = 104.0
     recorder.reporter.report(0.01)
     assert recorder.lines[-1].eta_seconds == pytest.approx(100 * 99 + 8, rel=0.01)
+
+
+def test_what_a_stage_prepares_is_not_taken_for_its_pace() -> None:
+    recorder = Recorder()
+    recorder.reporter.start()
+    recorder.reporter.expect([Stage("finetune", 8.0, 0)])
+    recorder.reporter.enter("finetune")
+    recorder.now = 60.0  # processes start, quality is measured
+    recorder.reporter.report(0.01)
+    recorder.now = 61.0
+    recorder.reporter.report(0.02)
+    assert recorder.lines[-1].eta_seconds == pytest.approx(98, abs=1)
+
+
+def test_a_checkpoint_leaves_the_message_as_it_is() -> None:
+    recorder = Recorder()
+    recorder.reporter.expect([Stage("finetune", 8.0, 0)])
+    recorder.reporter.enter("finetune")
+    recorder.now = 1.0
+    recorder.reporter.report(0.5, "step 4 of 8")
+    recorder.reporter.announce(checkpoint=CheckpointFile(name="000001.checkpoint", size_bytes=1, sha256="0" * 64))
+    assert [line.message for line in recorder.lines] == ["", "step 4 of 8", "step 4 of 8"]
 
 
 def test_a_flood_of_reports_becomes_five_lines_a_second_and_keeps_the_last_numbers() -> None:

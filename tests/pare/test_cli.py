@@ -122,6 +122,19 @@ def test_a_recipe_comes_from_a_file(capsys: pytest.CaptureFixture[str], model_id
     assert _json(capsys)["valid"] is True
 
 
+def test_options_of_steps_and_inputs_may_be_lists_and_plans(
+    capsys: pytest.CaptureFixture[str], model_id: str, dataset_id: str
+) -> None:
+    step = 'finetune:augmentations=[],parallel={"data":2,"shard":true},epochs=4'
+    binding = "x=x,scale=0.5,mean=0.1/0.2/0.3,std=2"
+    submit = ["jobs", "submit", "--model", model_id, "--dataset", dataset_id, "--task", "classification"]
+    assert run([*submit, "--step", step, "--input", binding, "-o", "json"]) == 0
+    recipe = _json(capsys)["recipe"]
+    assert (recipe["steps"][0]["parallel"]["shard"], recipe["steps"][0]["epochs"]) == (True, 4)
+    bound = recipe["data"]["inputs"]["x"]
+    assert (bound["column"], bound["scale"], bound["mean"], bound["std"]) == ("x", 0.5, [0.1, 0.2, 0.3], [2.0])
+
+
 def test_a_failed_job_is_exit_code_1(capsys: pytest.CaptureFixture[str], hands: Any, model_id: str) -> None:
     from app.recipes.plan import EngineError
 

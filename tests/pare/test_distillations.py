@@ -2,9 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from app.jobs.advance import advance_parents
+from app.settings import Settings
 from pare.cli import run
 from pare.client import Client
 from tests.pare.conftest import make_metrics
@@ -12,7 +15,7 @@ from tests.pare.conftest import make_metrics
 
 def test_the_command_line_starts_one_and_shows_it(
     capsys: pytest.CaptureFixture[str], url: str, monkeypatch: pytest.MonkeyPatch, model_id: str, dataset_id: str,
-    tmp_path: Path,
+    tmp_path: Path, hands: Any,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PARE_URL", url)
     monkeypatch.setenv("COLUMNS", "200")
@@ -23,8 +26,10 @@ def test_the_command_line_starts_one_and_shows_it(
 
     assert run([*command, *options, "--dry-run", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["num_jobs"] == 1 + 3 + 2
+    options += ["--label", "team=vision", "--priority", "2", "--deadline-seconds", "900"]
     assert run([*command, *options, "-o", "json"]) == 0
     job = json.loads(capsys.readouterr().out)
+    assert (job["labels"], job["priority"], job["deadline_seconds"]) == ({"team": "vision"}, 2, 900)
 
     with Client(url) as client:
         found = client.distillations.get(job["id"])
@@ -35,6 +40,11 @@ def test_the_command_line_starts_one_and_shows_it(
     assert found.distillation["tuning"]["num_trials"] == 3
     assert run(["jobs", "list"]) == 0
     assert "(distillation)" in capsys.readouterr().out
+    advance_parents(hands.database, Settings(), hands.storage)
+    assert run(["jobs", "get", job["id"]]) == 0
+    page = capsys.readouterr().out
+    assert "teacher" in page
+    assert "cannot run" in page, "there is no worker"
     assert run(["jobs", "cancel", job["id"]]) == 0
     assert run([*command, "--student", "resnet21"]) == 4
     assert "resnet20" in capsys.readouterr().err

@@ -57,6 +57,12 @@ class Reporter:
         self._fraction = 0.0
         self._started_at = self._entered_at = clock()
         self._inside = 0.0
+        self._message = ""
+        """The stage's newest."""
+        self._first: tuple[float, float] | None = None
+        """When the current stage first told of progress, and the share of it that was done: before that it prepared."""
+        self._is_paced = False
+        """Whether it has told of more since, so that its pace is known."""
         self._written_at = -math.inf
         self._pending: Progress | None = None
         self._eta_seconds: float | None = None
@@ -78,15 +84,18 @@ class Reporter:
 
     def enter(self, name: str, message: str = "") -> None:
         """Begin the next expected stage."""
+        self._message = message
         self._current += 1
         assert self._stages[self._current].name == name, f"{name} is not the next stage: {self._stages[self._current]}"
         self._flush()
         self._entered_at = self._clock()
+        self._first, self._is_paced = None, False
         self._emit(self._line(0.0, message, {}))
         self.note(name)
 
     def report(self, fraction: float, message: str = "", **metrics: float | int | str | None) -> None:
         """Tell progress within the current stage, 0 to 1. A line too soon after the last waits for the next one."""
+        self._message = message
         line = self._line(fraction, message, metrics)
         if self._clock() - self._written_at >= SHORTEST_PAUSE_SECONDS:
             self._emit(line)
@@ -95,7 +104,7 @@ class Reporter:
 
     def announce(self, *, checkpoint: CheckpointFile | None = None, resumed: str | None = None) -> None:
         """Tell at once, with the place the work is at, of a checkpoint that was written or gone on from."""
-        inside = self._pending or self._line(self._inside, "", {})
+        inside = self._pending or self._line(self._inside, self._message, {})
         self._emit(inside.model_copy(update={"checkpoint": checkpoint, "resumed": resumed}))
 
     def note(self, text: str) -> None:
@@ -132,6 +141,10 @@ class Reporter:
     def _estimate(self) -> float | None:
         now = self._clock()
         elapsed = now - self._started_at
+        if self._first is None and self._inside > SMALLEST_SHARE:
+            self._first = now, self._inside
+        elif self._first is not None and not self._is_paced and self._inside - self._first[1] > SMALLEST_SHARE:
+            self._is_paced, self._eta_seconds = True, None  # what was guessed before is no start for a measured pace
         if elapsed < 1.0 or self._fraction < 0.02:
             return None
         fresh = self._extrapolate(now)
@@ -153,9 +166,11 @@ class Reporter:
         work = sum(each.weight for each in done)
         if self._inside > SMALLEST_SHARE:
             # A guessed weight cannot know that a step trains for hours.
-            left = here * (1.0 - self._inside) / self._inside
-            pace = before / work if work else here / (self._inside * stage.weight)
-            return left + pace * later
+            whole = here / self._inside
+            if self._first is not None and self._inside - self._first[1] > SMALLEST_SHARE:
+                whole = (now - self._first[0]) / (self._inside - self._first[1])
+            pace = before / work if work else whole / stage.weight
+            return whole * (1.0 - self._inside) + pace * later
         pace = (before + here) / max(work, 1e-9)
         return pace * (stage.weight + later)
 

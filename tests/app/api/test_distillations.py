@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app import jobs
 from app.db.session import Database
+from app.recipes.plan import Progress
 from app.settings import Settings
 from app.storage import Storage
 from tests.app.jobs.pipeline_world import PipelineWorld
@@ -82,10 +84,34 @@ def test_stages_trials_metrics_and_artifacts_are_served(client: TestClient, worl
     assert client.get(f"/v1/models/{made}").status_code == 404
 
 
+def test_parts_show_where_they_are_and_who_runs_them(client: TestClient, world: PipelineWorld) -> None:
+    parent = world.distill()
+    world.settle()
+    (part,) = client.get(f"/v1/distillations/{parent}").json()["parts"]
+    assert part["waiting"]["reason"] == "no_worker"
+    assert client.get(f"/v1/jobs/{parent}").json()["waiting"]["detail"].startswith("teacher: no worker")
+    claim = world.start(part["job_id"], worker_id="w7")
+    progress = Progress(stage="finetune", step=0, fraction=0.5, eta_seconds=7.0, message="step 3 of 9")
+    with world.database.session() as session:
+        assert jobs.record_progress(session, claim.job_id, claim.epoch, progress)
+    (part,) = client.get(f"/v1/distillations/{parent}").json()["parts"]
+    assert (part["stage"], part["worker"], part["attempt"], part["waiting"]) == ("finetune", "w7", 1, None)
+    assert part["progress"] == {"fraction": 0.5, "eta_seconds": 7.0, "message": "step 3 of 9"}
+
+
+def test_messages_about_stages_use_the_words_of_the_request(client: TestClient, world: PipelineWorld) -> None:
+    request = body(world)
+    request["distillation"]["data"] |= {"task": "none", "label_column": None}
+    answer = client.post("/v1/distillations", json=request).json()
+    assert answer["errors"][0]["detail"] == "finetune needs labels; set data.label_column and data.task"
+
+
 def test_a_dry_run_counts_the_jobs_and_queues_none(client: TestClient, world: PipelineWorld) -> None:
     answer = client.post("/v1/distillations", json=body(world, tuning=TUNING), params={"dry_run": "true"}).json()
     assert answer["rungs"] == [{"num_trials": 4, "epochs": 2}, {"num_trials": 2, "epochs": 4}]
     assert answer["num_jobs"] == 1 + 4 + 2 + 2
+    assert [stage["part"] for stage in answer["stages"]] == ["teacher", "trials", "student", "student_alone"]
+    assert {stage["waiting"]["reason"] for stage in answer["stages"]} == {"no_worker"}
     assert client.get("/v1/jobs").json()["items"] == []
 
 
@@ -97,8 +123,18 @@ def test_a_dry_run_counts_the_jobs_and_queues_none(client: TestClient, world: Pi
         ({"tuning": {"width": [0.5, 1.0]}}, "width and depth are both 1"),
         ({"student": {"kind": "take_student", "student": "resnet21"}}, "resnet20"),
         ({"training": {"kind": "distill", "teacher_model_id": "mdl_" + "a" * 26}}, "the teacher is the model"),
+        ({"student": {"kind": "take_student", "student": "vit"}}, "/distillation/student/student"),
+        ({"needs": {"device": "cpu"}, "target": {"device": "cuda", "runtime": "torch"}}, "leave out needs.device"),
     ],
-    ids=["no-rows-apart", "too-many-trials", "width-one", "unknown-architecture", "other-teacher"],
+    ids=[
+        "no-rows-apart",
+        "too-many-trials",
+        "width-one",
+        "unknown-architecture",
+        "other-teacher",
+        "sizes-missing",
+        "no-gpu-to-measure-on",
+    ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(
     client: TestClient, world: PipelineWorld, changes: dict[str, Any], words: str

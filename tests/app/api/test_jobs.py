@@ -79,6 +79,19 @@ def test_every_mistake_is_named_with_its_place(both: Both) -> None:
     }
 
 
+def test_places_are_in_the_body_and_words_are_those_of_json(both: Both) -> None:
+    steps = [
+        {"kind": "finetune", "batch_size": 1, "parallel": {"data": 2}},
+        {"kind": "finetune", "parallel": "ddp", "augmentations": "flip"},
+    ]
+    details = {each["pointer"]: each["detail"] for each in submit(both, recipe={"steps": steps}).json()["errors"]}
+    assert details == {
+        "/recipe/steps/0": "batch_size 1 is less than data 2: every part needs an example",
+        "/recipe/steps/1/parallel": "this must be an object: {...}",
+        "/recipe/steps/1/augmentations": "this must be a list: [...]",
+    }
+
+
 def test_mistakes_against_the_model_are_named_too(both: Both) -> None:
     recipe = {"steps": [{"kind": "prune_magnitude", "skip_layers": ["convv"]}]}
     (error,) = submit(both, recipe=recipe).json()["errors"]
@@ -157,9 +170,12 @@ def test_a_job_that_no_worker_can_run_says_so_at_once(both: Both) -> None:
     fits = client.post("/v1/jobs", json=body | {"needs": {"device": "gpu"}}).json()
     assert fits["waiting"] is None
     assert [job["waiting"] for job in client.get("/v1/jobs").json()["items"]] == [None, wait]
+    assert fits["worker"] is None
     world.start(fits["id"])
     running = client.get(f"/v1/jobs/{fits['id']}").json()
-    assert (running["waiting"], running["num_jobs_ahead"]) == (None, None)
+    assert (running["waiting"], running["num_jobs_ahead"], running["worker"]) == (None, None, "w1")
+    told = client.get(f"/v1/jobs/{fits['id']}/events").json()["items"]
+    assert told[-1]["data"] == {"state": "running", "attempt": 1, "worker": "w1"}
 
 
 def test_the_place_in_the_queue_is_shown(both: Both) -> None:

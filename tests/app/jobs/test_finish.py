@@ -153,7 +153,9 @@ def test_retryable_failure_waits_again_until_attempts_are_used_up(world: World) 
     assert job.finished_at is not None
     assert world.outbox() == []
     assert world.states(job_id) == ["queued", *["running", "queued"] * 2, "running", "failed"]
-    assert world.events(job_id)[2].data == {"state": "queued", "attempt": 1, "reason": "engine_crashed"}
+    assert world.events(job_id)[2].data == {
+        "state": "queued", "attempt": 1, "reason": "engine_crashed", "detail": "exit code -11",
+    }  # fmt: skip
 
 
 def test_refusal_fails_at_once(world: World) -> None:

@@ -41,7 +41,7 @@ def test_a_mesh_that_can() -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ({"batch_size": 3, "parallel": {"data": 4}}, "batch_size 3 is less than data 4 x 1 micro-batches"),
+        ({"batch_size": 3, "parallel": {"data": 4}}, "batch_size 3 is less than data 4: every part"),
         ({"batch_size": 7, "parallel": {"data": 2, "pipeline": 2}}, "less than data 2 x 4 micro-batches"),
         ({"accumulate": 2, "parallel": {"pipeline": 2}}, "set num_microbatches instead"),
     ],

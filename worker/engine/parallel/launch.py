@@ -131,6 +131,7 @@ def run_parallel(kind: str, run: Run, program: Program, step: BaseStep, plan: Pa
     write_work(work / "work.pt", program, step, context)
     try:
         with _started(kind, plan, work, num_threads, devices) as ranks:
+            context.report(0.0, f"starting {plan.num_ranks} processes: {plan.describe()}")
             ranks.wait_until_ready()
             try:
                 with joined(plan, 0, work / "meeting", num_threads, devices[0]):
