@@ -55,7 +55,7 @@ def test_an_uploaded_student_takes_the_place_and_one_that_is_no_smaller_is_told(
 @pytest.mark.parametrize(
     ("student", "words"),
     [
-        ("vit:width=16,depth=1", "vit:patch=N"),
+        ("vit:width=16,depth=1", "vit:width=16,depth=1,patch=N"),
         ("vit:patch=8,width=16,depth=1,num_classes=3", "num_classes=3"),
         ("vit:patch=5,width=16,depth=1", "no multiple of patch"),
         ("gpt:context=8,width=16,depth=1", "the student's inputs are"),
