@@ -1,12 +1,13 @@
 """A small CNN and a small transformer, trained for a moment on scikit-learn's handwritten digits, and their data."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,13 +86,23 @@ class Uploads:
         }
 
 
+def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Return the images (1797, 1, 8, 8), 0 to 16, and their labels, from scikit-learn's file: to import scikit-learn
+    takes a second, and SciPy, which a machine with a GPU may not have."""
+    found = find_spec("sklearn")
+    assert found is not None, "scikit-learn is not installed"
+    assert found.submodule_search_locations is not None
+    table = np.loadtxt(
+        Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.uint8
+    )
+    return table[:, :-1].reshape(-1, 1, 8, 8), table[:, -1].astype(np.int64)
+
+
 def make_uploads(module: nn.Module, directory: Path, *, epochs: int = 3, fixed_batch: int | None = None) -> Uploads:
     """Train the module, export it, and write the data as .npz."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    digits = load_digits()
-    images = digits.images.astype(np.uint8)[:, None]
-    labels = digits.target.astype(np.int64)
+    images, labels = read_digits()
     data = directory / "data.npz"
     np.savez(data, image=images, label=labels)
     x, y = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)

@@ -16,6 +16,7 @@ from app.recipes.plan import EngineResult, Plan, Progress
 
 TIMEOUT_SECONDS = 240
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+DRIVER_NODES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
@@ -67,22 +68,48 @@ def start(directory: Path, log: IO[bytes]) -> "subprocess.Popen[bytes]":
 
 
 def run(directory: Path, plan: Plan | bytes, files: dict[str, Path] | None = None) -> Finished:
-    """Run one plan to its end, in a process of its own, forked from one that is warm already: seconds less a run."""
+    """Run one plan to its end in a process of its own."""
     prepare(directory, plan, files)
+    status = _run_fresh(directory) if _sees_gpu() else _run_forked(directory)
+    path, log_path = directory / "out" / "result.json", directory / "log"
+    return Finished(
+        status=status,
+        lines=[Progress.model_validate_json(line) for line in (directory / "stdout").read_bytes().splitlines()],
+        result=EngineResult.model_validate_json(path.read_bytes()) if path.exists() else None,
+        log=log_path.read_text(encoding="utf-8", errors="replace"),
+        directory=directory,
+    )
+
+
+def _sees_gpu() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and any(path.exists() for path in DRIVER_NODES)
+
+
+def _run_fresh(directory: Path) -> int:
+    """Run what `_run_forked` runs where it cannot: warming up asks the driver for GPUs, and what is forked from a
+    process that has asked sees none."""
+    with (directory / "stdout").open("wb") as stdout, (directory / "log").open("wb") as log:
+        return subprocess.run(
+            [sys.executable, "-m", "worker.engine.run", str(directory)],
+            input=b"go\n",
+            stdout=stdout,
+            stderr=log,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=Path(__file__).parents[2],
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        ).returncode
+
+
+def _run_forked(directory: Path) -> int:
+    """Fork it from a process that is warm already: seconds less a run."""
     process = _fork_server().Process(target=_become_engine, args=(directory,))
     process.start()
     process.join(TIMEOUT_SECONDS)
     process.kill()
     process.join()
     assert process.exitcode is not None
-    path, log_path = directory / "out" / "result.json", directory / "log"
-    return Finished(
-        status=process.exitcode,
-        lines=[Progress.model_validate_json(line) for line in (directory / "stdout").read_bytes().splitlines()],
-        result=EngineResult.model_validate_json(path.read_bytes()) if path.exists() else None,
-        log=log_path.read_text(encoding="utf-8", errors="replace"),
-        directory=directory,
-    )
+    return process.exitcode
 
 
 @functools.cache

@@ -8,16 +8,22 @@ Tensors on it hold their numbers in CPU tensors, but say that they are elsewhere
 tensor takes no part in: operators that mix devices, `.numpy()`. So code that forgets to move something fails here as it
 would on a GPU. It goes by the name of a second meta device: gradients of meta tensors are computed on the calling
 thread, which torch does for no other device but the CPU, and nobody else asks for one with a number.
+Autocast is that of CUDA (simulated_autocast.py).
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.engine.simulated_autocast import autocast_as_on_cuda
 
 DEVICE = torch.device("meta", 1)
 CPU = torch.device("cpu")
@@ -26,6 +32,8 @@ _COPIES = {aten._to_copy.default}
 _ANY_DEVICE = {aten.copy_.default}
 _INDEXED = {aten.index.Tensor, aten._unsafe_index.Tensor, aten.index_put.default, aten.index_put_.default}
 """These take indices from the CPU."""
+_JOINS = {aten.stack.default, aten.cat.default}
+"""These take no single number from the CPU beside tensors of the device, as operators element by element do."""
 _READS = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
     aten._unique2.default, aten.bincount.default,
@@ -74,6 +82,9 @@ class RemoteTensor(Tensor):
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError("a tensor on another device has no numpy array; bring it to the CPU first")
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
 
     def tolist(self) -> Any:
         return self.to(CPU).tolist()
@@ -133,7 +144,8 @@ def _waits(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
 
 def _check(func: Any, arguments: Any) -> None:
     for each in tree_leaves(arguments):
-        if isinstance(each, Tensor) and not isinstance(each, RemoteTensor) and each.dim() > 0:
+        is_here = isinstance(each, Tensor) and not isinstance(each, RemoteTensor)
+        if is_here and (each.dim() > 0 or func in _JOINS):
             raise RuntimeError(
                 f"{func}: expected all tensors to be on the same device, but one of shape {tuple(each.shape)} is on "
                 "the CPU"
@@ -153,6 +165,8 @@ def _unwrap(value: Any) -> Any:
 def _wrap(value: Any) -> Any:
     if not isinstance(value, Tensor) or isinstance(value, RemoteTensor):
         return value
+    if isinstance(value, AsyncCollectiveTensor):
+        value = value.wait()  # each rank at once: one that asks for nothing more may leave before another has its part
     # Views of parameters are no inference tensors, in inference mode either.
     with torch.inference_mode(False):
         return RemoteTensor(value)
@@ -162,10 +176,16 @@ def _wrap(value: Any) -> Any:
 def simulated_device() -> Iterator[SimulatedDevice]:
     """Within it, DEVICE is a device of its own."""
     before = torch.__future__.get_swap_module_params_on_conversion()
-    # As between the CPU and CUDA, a parameter that moves stays the same object.
+    # As between the CPU and CUDA, a parameter that moves stays the same object; also where somebody knows it weakly, as
+    # whoever has counted with fake tensors does, which torch forbids for swaps and allows for `.data`.
     torch.__future__.set_swap_module_params_on_conversion(True)
+    known_to_nobody = SimpleNamespace(getweakrefs=lambda _: [])
     try:
-        with SimulatedDevice() as simulated:
+        with (
+            patch.object(torch.utils, "weakref", known_to_nobody),
+            autocast_as_on_cuda(),
+            SimulatedDevice() as simulated,
+        ):
             yield simulated
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)

@@ -1,7 +1,8 @@
 """Named recipes that every device must run: each kind, in each of its ways that computes differently on a device.
 
-Both models take each of them, unless `only` says otherwise. The CPU suite runs a few as they are and all of them on a
-simulated device; `make test-gpu` runs all on a GPU, and there each .pt2 of a coding step with its codes.
+Both models take each of them, unless `only` says otherwise. The CPU suite runs a few as they are and all of them,
+but for what is compiled, on a simulated device; `make test-gpu` runs all on a GPU, and there each .pt2 of a coding step
+with its codes.
 """
 
 from collections.abc import Callable
@@ -67,8 +68,9 @@ RECIPES = (
                 [{"kind": "quantize_mixed", "budget": "quality", "max_quality_loss": 0.05, "method": "hqq",
                   **CALIBRATION}]),
     NamedRecipe("quantize_int8_gptq", [{"kind": "quantize_int8", "rounding": "gptq", **CALIBRATION}]),
-    NamedRecipe("quantize_int8_torch", [{"kind": "quantize_int8"}], in_torch=True),
-    NamedRecipe("quantize_int8_torch_weights", [{"kind": "quantize_int8", "mode": "weight_only"}], in_torch=True),
+    NamedRecipe("quantize_int8_torch", [{"kind": "quantize_int8"}], in_torch=True, computes=False),
+    NamedRecipe("quantize_int8_torch_weights", [{"kind": "quantize_int8", "mode": "weight_only"}], in_torch=True,
+                computes=False),
     NamedRecipe("quantize_int8_compiled", [{"kind": "quantize_int8"}], in_torch=True, runtime="aotinductor"),
     NamedRecipe("quantize_int8_compiled_weights", [{"kind": "quantize_int8", "mode": "weight_only"}], in_torch=True,
                 runtime="aotinductor"),

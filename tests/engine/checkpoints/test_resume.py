@@ -1,6 +1,7 @@
 """Every kind that trains is interrupted in the middle and goes on from its checkpoint: the same weights, bit by bit."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from app.recipes.plan import Plan, Progress
 from tests.engine.digits import Convolutions, Uploads, make_uploads
 from tests.engine.process import plan_of
+from tests.engine.simulated_device import DEVICE, simulated_device
 from worker.engine.checkpoints.keeper import Checkpoints
 from worker.engine.checkpoints.stop import StopRequest
+from worker.engine.devices import CPU, device_of
 from worker.engine.environment import make_repeatable
 from worker.engine.programs.intake import open_program
 from worker.engine.programs.program import FileProgram, Program
@@ -45,6 +48,10 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     ],
     "quantize_int8": [{"kind": "quantize_int8"}],
 }  # fmt: skip
+ON_DEVICE = [
+    "distill with projections",
+    *(pytest.param(case, marks=pytest.mark.long) for case in ("share_weights", "prune_magnitude in rounds")),
+]
 
 
 class Interrupted(BaseException):
@@ -58,7 +65,14 @@ class Job:
     plan: Plan
     uploads: Uploads
 
-    def run(self, directory: Path, *, interrupt_at: int | None = None, checkpoints: list[Path] | None = None) -> Made:
+    def run(
+        self,
+        directory: Path,
+        *,
+        interrupt_at: int | None = None,
+        checkpoints: list[Path] | None = None,
+        device: torch.device = CPU,
+    ) -> Made:
         """Run the steps; `interrupt_at` ends it with the so many-th checkpoint."""
         for name in ("in", "tmp", "out"):
             (directory / name).mkdir(parents=True, exist_ok=True)
@@ -83,14 +97,16 @@ class Job:
         reporter.expect([Stage("open_model", 1.0), *expect_steps(plan.recipe)])
         reporter.enter("open_model")
         program = open_program(self.uploads.model, directory / "tmp")
+        program.device = device
         assert plan.recipe.data is not None
         files = {each.id: (self.uploads.data, each.format) for each in plan.datasets}
         examples = open_examples(plan.recipe.data, files, program.signature, plan.recipe.seed, directory / "tmp")
         original = program.copy()
-        return run_steps(
-            plan.recipe, program, examples, num_threads=1, directory=directory / "tmp", reporter=reporter,
-            open_original=original.copy, checkpoints=Checkpoints(plan, directory, reporter, StopRequest()),
-        )  # fmt: skip
+        with simulated_device() if device == DEVICE else nullcontext():
+            return run_steps(
+                plan.recipe, program, examples, num_threads=1, directory=directory / "tmp", reporter=reporter,
+                open_original=original.copy, checkpoints=Checkpoints(plan, directory, reporter, StopRequest()),
+            )  # fmt: skip
 
 
 def lines_of(directory: Path) -> list[Progress]:
@@ -152,6 +168,26 @@ def test_an_interrupted_job_ends_with_the_same_bits(case: str, make_job: Callabl
     assert [line.resumed for line in taken_up] == [written_in(tmp_path / "killed")[0].name]
     assert sum(line.checkpoint is not None for line in lines_of(tmp_path / "resumed")) < len(numbers) // 2
     assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("case", ON_DEVICE)
+def test_what_was_interrupted_on_a_device_goes_on_there_or_on_the_cpu(
+    case: str, make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    job = make_job(case)
+    whole = job.run(tmp_path / "whole", device=DEVICE)
+    numbers = [index for index, line in enumerate(lines_of(tmp_path / "whole")) if line.checkpoint]
+    with pytest.raises(Interrupted):
+        job.run(tmp_path / "killed", interrupt_at=len(numbers) * 3 // 4, device=DEVICE)
+
+    for device in (DEVICE, CPU):
+        place = tmp_path / device.type
+        resumed = job.run(place, checkpoints=written_in(tmp_path / "killed"), device=device)
+
+        assert [line.resumed for line in lines_of(place) if line.resumed]
+        assert isinstance(resumed.program, Program)
+        assert device_of(resumed.program.module) == CPU
+        assert_same(resumed, whole)
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -14,11 +15,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp._fully_shard import _fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
 from app.recipes.parallel import Parallel
 from app.recipes.recipe import KINDS
 from app.recipes.training import Finetune, TrainingSettings
-from tests.engine.simulated_device import simulated_device
+from tests.engine.simulated_device import DEVICE, simulated_device
 from tests.engine.techniques.learning import context
 from worker.engine.devices import CPU
 from worker.engine.errors import EngineFailure
@@ -137,12 +140,24 @@ def _fork_rank(
     def be_rank() -> None:
         with suppress(RankFinished):
             elsewhere = nullcontext() if device == CPU else simulated_device()
+            if device == DEVICE:
+                _show_to_fsdp()
             with joined(plan, rank, meeting_point, 1, device), elsewhere:
                 value = act()
             if rank == 0:
                 torch.save(value, result, pickle_module=work)
 
     return _fork(be_rank)
+
+
+def _show_to_fsdp() -> None:
+    """Let FSDP2 take the simulated device for one with streams, and its tensors for what they are, in this process."""
+    for name, part in list(sys.modules.items()):
+        if name.startswith("torch.distributed.fsdp._fully_shard.") and hasattr(part, "_get_device_handle"):
+            vars(part)["_get_device_handle"] = lambda _: torch.cpu
+    vars(_fully_shard)["_get_device_from_mesh"] = lambda _: DEVICE
+    # It takes all meta tensors for empty ones.
+    FSDPParamGroup._validate_no_meta_params = lambda _: None  # type: ignore[method-assign]
 
 
 def _fork(act: Callable[[], None]) -> int:

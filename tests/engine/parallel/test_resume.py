@@ -16,10 +16,12 @@ from tests.engine.folders import make_folder
 from tests.engine.parallel.runs import difference, run_forked, run_to_its_end
 from tests.engine.parallel.test_plans import open_cnn, open_gpt
 from tests.engine.process import plan_of
+from tests.engine.simulated_device import DEVICE
 from tests.engine.techniques.learning import context
 from worker.engine.checkpoints.keeper import Checkpoints, FollowedCheckpoints
 from worker.engine.checkpoints.state import Record
 from worker.engine.checkpoints.stop import StopRequest
+from worker.engine.devices import CPU
 from worker.engine.parallel.group import current_group
 from worker.engine.programs.program import Program
 from worker.engine.progress import Reporter, Stage
@@ -57,12 +59,19 @@ class Interrupted(BaseException):
 
 
 def train(
-    model: str, plan: dict[str, Any], directory: Path, *, interrupt_at: int | None = None, found: tuple[Path, ...] = ()
+    model: str,
+    plan: dict[str, Any],
+    directory: Path,
+    *,
+    interrupt_at: int | None = None,
+    found: tuple[Path, ...] = (),
+    device: torch.device = CPU,
 ) -> Program:
     """Fine-tune with a checkpoint after every step; the program is rank 0's."""
     start, examples = {"gpt": open_gpt, "cnn": open_cnn}[model]()
     step = Finetune.model_validate({"kind": "finetune", **STEPS[model], "parallel": plan or None})
     program = start.copy()
+    program.device = device
     for name in ("in", "out", "tmp"):
         (directory / name).mkdir(parents=True)
     for path in found:
@@ -83,7 +92,7 @@ def train(
 
     if not plan:
         return run_to_its_end(act, directory / "result")
-    return run_forked(Parallel.model_validate(plan), directory / "meeting", act)
+    return run_forked(Parallel.model_validate(plan), directory / "meeting", act, device)
 
 
 def work_of(step: Finetune, checkpoints: tuple[str, ...]) -> Plan:
@@ -140,6 +149,28 @@ def test_an_interrupted_run_goes_on(model: str, before: dict[str, Any], after: d
     assert count_checkpoints(tmp_path / "resumed") < 14 - NUM_WRITTEN + 3
     for name, kept in resumed.masks.items():
         assert not resumed.module.get_parameter(name)[~kept].any()
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "after"),
+    [
+        ("cnn", {"data": 2, "shard": True}, {"data": 3}),
+        pytest.param("gpt", {"data": 2, "tensor": 2}, {"pipeline": 2}, marks=pytest.mark.long),
+        pytest.param("gpt", {"pipeline": 2}, {"data": 2, "shard": True}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_a_run_on_devices_goes_on_with_another_number_of_them(
+    model: str, before: dict[str, Any], after: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError):
+        train(model, before, tmp_path / "interrupted", interrupt_at=NUM_WRITTEN, device=DEVICE)
+    found = tuple(sorted((tmp_path / "interrupted" / "out" / "checkpoints").iterdir(), reverse=True))
+
+    resumed = train(model, after, tmp_path / "resumed", found=found, device=DEVICE)
+
+    assert difference(whole(model, json.dumps(ALONE)), resumed) < TOLERANCE
+    assert count_checkpoints(tmp_path / "resumed") < 14 - NUM_WRITTEN + 3
 
 
 def truncate(data: bytes) -> bytes:

@@ -47,7 +47,8 @@ def gather_state(
             found = value if isinstance(value, Tensor) else torch.tensor(value)
             whole = strategy.whole(parameter, found) if found.shape == held.shape else found
             if speaks:
-                mine.setdefault(name, {})[key] = whole.detach()
+                # All that ranks hold in parts may be more than one GPU has room for.
+                mine.setdefault(name, {})[key] = whole.detach() if whole is found else whole.detach().to(CPU)
     for name, buffer in module.named_buffers():
         if speaks and (strategy.num_stages == 1 or _moves_here(strategy, module, name)):
             kept = {"value": buffer} | ({"best": best[name]} if name in best else {})
