@@ -56,6 +56,15 @@ def test_so_is_one_within_the_compiler() -> None:
     assert codes == ["out_of_memory", "out_of_memory", "compilation_failed"]
 
 
+@pytest.mark.parametrize(
+    ("norm", "shape"), [(torch.nn.BatchNorm1d(3), (1, 3)), (torch.nn.InstanceNorm1d(3), (2, 3, 1))], ids=str
+)
+def test_a_norm_with_a_single_value_is_named(norm: torch.nn.Module, shape: tuple[int, ...]) -> None:
+    error = translate_failure(caught(lambda: norm.train()(torch.zeros(shape))), "finetune")
+    assert error.code == "too_few_values_for_norm"
+    assert "accumulate" in error.fix
+
+
 def test_a_full_disk_is_storage_full_and_may_be_retried() -> None:
     def write() -> None:
         with Path("/dev/full").open("wb") as file:

@@ -21,6 +21,9 @@ ALLOCATION_MESSAGES = (
 )
 """What torch's CPU allocator and ONNX Runtime say in exceptions that have no type of their own for it."""
 
+LONELY_MESSAGES = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
+"""What torch says where a norm in training sees a single number of a channel."""
+
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -44,6 +47,12 @@ def translate_failure(failure: Exception, stage: str) -> EngineError:
             code="compilation_failed",
             detail=f"torch could not compile the model in stage {stage!r}: {_message(failure)}",
             fix="Set compile to false in the recipe's steps: the weights are the same up to rounding.",
+        )
+    if isinstance(failure, ValueError) and any(each in str(failure) for each in LONELY_MESSAGES):
+        return EngineError(
+            code="too_few_values_for_norm",
+            detail=f"a norm of the model has nothing to take a mean over in stage {stage!r}: {_message(failure)}",
+            fix="Train with more examples at a time: a larger batch_size or a smaller accumulate.",
         )
     if isinstance(failure, OSError) and failure.errno in FULL_DISK:
         return EngineError(

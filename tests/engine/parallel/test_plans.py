@@ -207,6 +207,7 @@ def make_state(plan: dict[str, Any] | None, given: State | None) -> State:
         program.module.train()
         strategy.backward(parts, objective)
         optimizer.step()
+        strategy.predict(*batch[0])  # an epoch ends with a measurement, and then comes a checkpoint
     else:
         load_state(strategy, program.module, optimizer, given)
     return gather_state(strategy, program.module, optimizer)

@@ -140,6 +140,12 @@ def test_unknown_layers_are_refused(cnn: tuple[Program, BoundExamples], tmp_path
         train(*cnn, tmp_path, skip_layers=["nope"])
 
 
+def test_ranges_are_learned_in_bf16_too() -> None:
+    activation = FakeActivation()
+    activation(torch.tensor([-1.0, 3.0], dtype=torch.bfloat16))
+    assert (float(activation.low), float(activation.high)) == (-1.0, 3.0)
+
+
 def test_simulated_values_are_on_the_grid_and_gradients_stop_outside() -> None:
     torch.manual_seed(0)
     activation = FakeActivation()

@@ -93,6 +93,20 @@ class Group:
         return bool(decision)
 
 
+def spread(tensor: Tensor, source: int, ranks: dist.ProcessGroup | None = None) -> None:
+    """Give every rank the bits that a tensor has on one of them; ranks None: on all. As bytes, because gloo does not
+    know every type that a buffer may have."""
+    own = tensor.detach().contiguous()
+    dist.broadcast(as_bytes(own), group=ranks, group_src=source)
+    if not tensor.is_contiguous():
+        tensor.detach().copy_(own)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return the memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 _current: list[Group] = []
 
 

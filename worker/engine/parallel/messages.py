@@ -12,12 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worker.engine.devices import CPU
-from worker.engine.parallel.group import Group
+from worker.engine.parallel.group import Group, as_bytes
 
 Value = Tensor | int
 DTYPES = (
     torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.bool, torch.uint8,
-    torch.int8, torch.int16,
+    torch.int8, torch.int16, torch.complex64, torch.complex128,
 )  # fmt: skip
 MAX_AXES = 8
 _NUMBER = -1
@@ -49,18 +49,28 @@ class Messenger:
         return int(tensor) if kind == _NUMBER else tensor.to(self.group.device).requires_grad_(bool(needs))
 
     def send_gradients(self, values: Sequence[Value], to: int) -> None:
-        """Send the gradients of received values back."""
-        for value in values:
-            if isinstance(value, Tensor) and value.requires_grad:
-                gradient = torch.zeros_like(value) if value.grad is None else value.grad
-                self._start(gradient.to(CPU).contiguous(), to)
+        """Send the gradients of received values back, and before them which have one."""
+        leaves = [each for each in values if isinstance(each, Tensor) and each.requires_grad]
+        if leaves:
+            self._start(torch.tensor([each.grad is not None for each in leaves]), to)
+        for leaf in leaves:
+            if leaf.grad is not None:
+                self._start(leaf.grad.to(CPU).contiguous(), to)
 
-    def receive_gradients(self, values: Sequence[Tensor], source: int) -> list[Tensor]:
-        """Return the gradients of sent values."""
-        gradients = [torch.empty(each.shape, dtype=each.dtype) for each in values]
+    def receive_gradients(self, values: Sequence[Tensor], source: int) -> list[Tensor | None]:
+        """Return the gradients of sent values; None for one on which the loss does not depend."""
+        if not values:
+            return []
+        there = torch.empty(len(values), dtype=torch.bool)
+        self._wait_for(there, source)
+        gradients = [
+            torch.empty(each.shape, dtype=each.dtype) if found else None
+            for each, found in zip(values, there.tolist(), strict=True)
+        ]
         for gradient in gradients:
-            self._wait_for(gradient, source)
-        return [each.to(self.group.device) for each in gradients]
+            if gradient is not None:
+                self._wait_for(gradient, source)
+        return [None if each is None else each.to(self.group.device) for each in gradients]
 
     def settle(self) -> None:
         """Wait until everything has gone out."""
@@ -70,10 +80,10 @@ class Messenger:
         self._pending.clear()
 
     def _start(self, tensor: Tensor, to: int) -> None:
-        work = dist.isend(tensor, group=self.group.along("pipeline"), group_dst=to)
+        work = dist.isend(as_bytes(tensor), group=self.group.along("pipeline"), group_dst=to)
         assert work is not None
         self._pending.append((work, tensor))
 
     def _wait_for(self, tensor: Tensor, source: int) -> None:
         with self.group.waiting():
-            dist.recv(tensor, group=self.group.along("pipeline"), group_src=source)
+            dist.recv(as_bytes(tensor), group=self.group.along("pipeline"), group_src=source)

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from worker.engine.devices import CPU, move
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.gradients import GradientSum
-from worker.engine.parallel.group import Group, RankFinished
+from worker.engine.parallel.group import Group, RankFinished, spread
 from worker.engine.parallel.messages import Messenger, Value
 from worker.engine.parallel.ranked import Ranked
 from worker.engine.parallel.replicas import equalize, sum_squares
@@ -46,12 +47,13 @@ class Pipeline(Ranked):
         self._mine = mine = set(parameters_of(self._own))
         self._trainable = {each: each.requires_grad for each in module.parameters()}
         self._shared = [each for each in users if users[each] > 1 and each.requires_grad]
+        self._summed: list[nn.Parameter] | None = None if self._shared else []
         self._shapes = {each: each.shape for each in module.parameters()}
-        self._buffers = [(stage, buffer) for stage, each in enumerate(stages) for buffer in each.module.buffers()]
+        self._places = {buffer: stage for stage, each in enumerate(stages) for buffer in each.module.buffers()}
         for parameter in module.parameters():
             if parameter not in mine:
                 parameter.requires_grad_(False)
-                parameter.data = torch.empty(0, device=group.device)
+                parameter.data = parameter.data.new_empty(0)
         self._undo: Callable[[], None] = synchronize(module, group)
         self._gradients = GradientSum([each for each in parameters_of(self._own) if each.requires_grad], group)
         self._leaves: dict[int, list[Value]] = {}
@@ -80,8 +82,7 @@ class Pipeline(Ranked):
                     self._backward(index)
             self._messenger.settle()
             self._gradients.finish()
-            for parameter in self._shared:
-                self._sum_shared(parameter)
+            self._sum_shared()
             return self._group.sum(self._group.sum(total, "pipeline"), "data")
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
@@ -92,6 +93,9 @@ class Pipeline(Ranked):
 
     def held(self, parameter: nn.Parameter) -> nn.Parameter | None:
         return parameter if parameter in self._mine else None
+
+    def holds(self, buffer: Tensor) -> bool:
+        return self._places.get(buffer, self._stage) == self._stage
 
     def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:  # noqa: ARG002
         return whole
@@ -107,11 +111,11 @@ class Pipeline(Ranked):
             for parameter, shape in self._shapes.items():
                 source = self._first_user.get(parameter, 0)
                 if parameter.shape != shape:
-                    parameter.data = torch.empty(shape, device=self._group.device)
+                    parameter.data = parameter.data.new_empty(shape)
                 parameter.grad = None
-                dist.broadcast(parameter.detach(), group=line, group_src=source)
-            for stage, buffer in self._buffers:
-                dist.broadcast(buffer, group=line, group_src=stage)
+                spread(parameter, source, line)
+            for buffer, stage in self._places.items():
+                spread(buffer, stage, line)
         for parameter, trainable in self._trainable.items():
             parameter.requires_grad_(trainable)
         facts = self._observed.conclude() | {"schedule": self._group.plan.schedule}
@@ -142,16 +146,27 @@ class Pipeline(Ranked):
         if self._stage == self._last:
             results[0].backward()
         else:
-            torch.autograd.backward(results, self._messenger.receive_gradients(results, self._stage + 1))
+            received = self._messenger.receive_gradients(results, self._stage + 1)
+            given = {each: gradient for each, gradient in zip(results, received, strict=True) if gradient is not None}
+            if given:
+                torch.autograd.backward(list(given), list(given.values()))
         if self._stage > 0:
             self._messenger.send_gradients(leaves, self._stage - 1)
 
-    def _sum_shared(self, parameter: nn.Parameter) -> None:
-        mine = parameter.grad
-        own = torch.zeros(self._shapes[parameter], device=self._group.device) if mine is None else mine
-        total = self._group.sum(own, "pipeline")
-        if mine is not None:
-            mine.copy_(total)
+    def _sum_shared(self) -> None:
+        """Sum the gradients of what several stages use. What no stage has a gradient for, which is so in every step or
+        none, stays without."""
+        if self._summed is None:
+            there = cast(list[list[bool]], self._group.gather([each.grad is not None for each in self._shared]))
+            self._summed = [
+                each for each, found in zip(self._shared, zip(*there, strict=True), strict=True) if any(found)
+            ]
+        for parameter in self._summed:
+            mine = parameter.grad
+            own = parameter.data.new_zeros(self._shapes[parameter]) if mine is None else mine
+            total = self._group.sum(own, "pipeline")
+            if parameter in self._mine:
+                parameter.grad = total
 
 
 def schedule(kind: str, stage: int, num_stages: int, num_parts: int) -> list[Move]:
@@ -164,11 +179,19 @@ def schedule(kind: str, stage: int, num_stages: int, num_parts: int) -> list[Mov
 
 
 def _check_layers(module: nn.Module, num_microbatches: int) -> None:
-    layer = next((each for each in module.modules() if isinstance(each, _BatchNorm | FakeActivation)), None)
-    if layer is not None and num_microbatches > 1:
-        what = "batch norms" if isinstance(layer, _BatchNorm) else "simulated activation ranges"
+    what = next(filter(None, map(_whole_batch, module.modules())), None)
+    if what is not None and num_microbatches > 1:
         raise RecipeRefused(
             f"the model has {what}, which would see one of {num_microbatches} micro-batches at a time",
             code="batch_norm_in_pipeline",
             fix="Set num_microbatches to 1, or use data instead of pipeline.",
         )
+
+
+def _whole_batch(layer: nn.Module) -> str | None:
+    """Name what makes a layer look at the whole batch, if it does."""
+    if isinstance(layer, _BatchNorm):
+        return "batch norms"
+    if isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+        return "norms with running statistics"
+    return "simulated activation ranges" if isinstance(layer, FakeActivation) else None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from worker.engine.parallel.group import Group
 from worker.engine.parallel.observed import Observed
@@ -20,6 +20,9 @@ class Ranked:
         # Ranks of one tensor axis drop the same activations: what they hold in common must stay the same.
         self.seed_offset = self.share * plan.pipeline + group.coordinate("pipeline")
         self._observed = Observed(group)
+
+    def holds(self, buffer: Tensor) -> bool:  # noqa: ARG002
+        return True
 
     def gather(self, value: object) -> list[Any]:
         return self._group.gather(value)

@@ -6,11 +6,10 @@ A replica may itself be split among the ranks of the tensor axis, which then all
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from worker.engine.parallel.gradients import GradientSum
-from worker.engine.parallel.group import Group, RankFinished
+from worker.engine.parallel.group import Group, RankFinished, spread
 from worker.engine.parallel.ranked import Ranked
 from worker.engine.parallel.splitting import split_channels
 from worker.engine.parallel.strategy import Fact, Objective, Part, scale_gradients
@@ -81,10 +80,11 @@ def equalize(tensors: Iterable[Tensor], group: Group) -> None:
     """Give every rank rank 0's numbers: each has computed its own, from the same seed."""
     with torch.no_grad(), group.waiting():
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
+            spread(tensor, 0)
 
 
 def sum_squares(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
     """Return the squared norm of all their gradients."""
-    squares = [each.grad.square().sum() for each in parameters if each.grad is not None]
+    # In one type, whatever the parameters have: another rank's may have another.
+    squares = [each.grad.square().sum().float() for each in parameters if each.grad is not None]
     return torch.stack(squares).sum() if squares else torch.zeros((), device=device)

@@ -1,9 +1,11 @@
 """Data parallel with sharded state: FSDP2. Each rank keeps a share of every parameter, gradient and moment."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from worker.engine.parallel.gradients import GradientSum
@@ -24,12 +26,14 @@ class Shards(Ranked):
         equalize([*module.state_dict().values(), *extra], group)
         self._undo: Callable[[], None] = synchronize(module, group)
         self._sharding = Sharding(module, group)
-        self._extra = GradientSum(extra, group)
+        self._extra = GradientSum([*extra, *(each for each in self._sharding.whole if each.requires_grad)], group)
 
     def predict(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         # What is gathered in inference mode could not be trained with afterwards.
         with torch.inference_mode(False), torch.no_grad():
             outputs: tuple[Tensor, ...] = self._module(*(each.clone() for each in inputs))
+            # After a forward pass the outermost unit stays whole, for a backward pass that does not come here.
+            cast(FSDPModule, self._module).reshard()
         return outputs
 
     def backward(self, parts: Sequence[Part], objective: Objective) -> Tensor:
@@ -44,9 +48,10 @@ class Shards(Ranked):
 
     def clip(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
         gradients = [each.grad for each in parameters if each.grad is not None]
+        zero = torch.zeros((), device=self._group.device)
         shares = [_local(each).square().sum() for each in gradients if isinstance(each, DTensor)]
         whole = [each.square().sum() for each in gradients if not isinstance(each, DTensor)]
-        square = self._group.sum(torch.stack(shares).sum(), "data") + sum(whole)
+        square = self._group.sum(sum(shares, zero).float(), "data") + sum(whole)
         scale = (max_norm / (square.sqrt() + 1e-6)).clamp(max=1.0)
         for each in gradients:
             _local(each).mul_(scale)

@@ -5,13 +5,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, fx, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
+from worker.engine.parallel.changes import find_changes
 from worker.engine.parallel.group import Group
 from worker.engine.parallel.memory import USUAL_BYTES, give_back_from
 
@@ -25,6 +25,8 @@ class Sharding:
 
     module: fx.GraphModule
     group: Group
+    whole: set[nn.Parameter] = field(default_factory=set)
+    """What FSDP2 cannot divide, and every rank has whole: scalars, and what is not of the common type."""
     _owners: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
     _shards: dict[nn.Parameter, nn.Parameter] = field(default_factory=dict)
 
@@ -37,10 +39,12 @@ class Sharding:
             for owner in self.module.modules()
             for name, parameter in owner.named_parameters(recurse=False)
         ]
+        common = Counter(each.dtype for each in self.module.parameters()).most_common(1)
+        self.whole |= {each for each in self.module.parameters() if each.ndim == 0 or each.dtype != common[0][0]}
         mesh = self.group.mesh["data"]
-        for unit in _find_units(self.module):
-            fully_shard(unit, mesh=mesh)
-        fully_shard(self.module, mesh=mesh)
+        for unit in _find_units(self.module, self.whole):
+            fully_shard(unit, mesh=mesh, ignored_params=self.whole)
+        fully_shard(self.module, mesh=mesh, ignored_params=self.whole)
         for each in _sharded_modules(self.module):
             # The losses are shares of one mean, so gradients are summed; gloo knows no other way to scale the sum.
             each.set_gradient_divide_factor(1.0)
@@ -48,9 +52,11 @@ class Sharding:
             each.set_custom_all_gather(_TimedAllGather(self.group))
             each.set_custom_reduce_scatter(_TimedReduceScatter(self.group))
         for owner, name, parameter in self._owners:
+            if parameter in self.whole:
+                continue
             self._shards[parameter] = cast(nn.Parameter, getattr(owner, name))
             # Whoever else holds the whole parameter must not keep its memory.
-            parameter.data = torch.empty(0, device=self.group.device)
+            parameter.data = parameter.data.new_empty(0)
 
     def shard_of(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return what stands for a parameter, given it or the one that was there before."""
@@ -71,23 +77,46 @@ class Sharding:
         give_back_from(USUAL_BYTES)
 
 
-def _find_units(module: fx.GraphModule) -> list[list[nn.Module]]:
-    """Group the layers that the graph calls once and that share no parameter; the rest stays with the whole module."""
+def _find_units(module: fx.GraphModule, whole: set[nn.Parameter]) -> list[list[nn.Module]]:
+    """Group the layers that the graph calls once and that share no parameter; the rest stays with the whole module.
+
+    A unit is gathered again when gradients come to its last layer. So all its layers lead to the same outputs: where
+    the loss does not look at one of them, all of a unit get gradients or none.
+    """
     layers = dict(module.named_modules())
-    calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    nodes = [node for node in module.graph.nodes if node.op == "call_module"]
+    calls = Counter(str(node.target) for node in nodes)
     holders = Counter(id(parameter) for layer in module.modules() for parameter in layer.parameters(recurse=False))
-    units: list[list[nn.Module]] = []
-    size = 0
-    for name, num_calls in calls.items():
-        own = list(layers[name].parameters())
-        if not own or num_calls > 1 or any(holders[id(each)] > 1 for each in own):
+    outputs = _find_outputs(module)
+    units: dict[frozenset[int], list[list[nn.Module]]] = {}
+    sizes: dict[frozenset[int], int] = {}
+    for node in nodes:
+        name, reached = str(node.target), outputs[node]
+        own = [each for each in layers[name].parameters() if each not in whole]
+        if not own or calls[name] > 1 or any(holders[id(each)] > 1 for each in own):
             continue
-        if not units or size >= UNIT_BYTES:
-            units.append([])
-            size = 0
-        units[-1].append(layers[name])
-        size += sum(each.nbytes for each in own)
-    return units
+        if sizes.get(reached, UNIT_BYTES) >= UNIT_BYTES:
+            units.setdefault(reached, []).append([])
+            sizes[reached] = 0
+        units[reached][-1].append(layers[name])
+        sizes[reached] += sum(each.nbytes for each in own)
+    return [unit for each in units.values() for unit in each]
+
+
+def _find_outputs(module: fx.GraphModule) -> dict[fx.Node, frozenset[int]]:
+    """Return to which of the module's outputs every node leads."""
+    reached: dict[fx.Node, set[int]] = {node: set() for node in module.graph.nodes}
+    *nodes, output = module.graph.nodes
+    families = {write.node: write.family for write in find_changes(nodes)}
+    for index, each in enumerate(output.args[0]):
+        if isinstance(each, fx.Node):
+            reached[each].add(index)
+    for node in reversed(nodes):
+        for each in families.get(node, ()):  # what is written is seen there by whoever looks later
+            reached[node] |= reached[each]
+        for source in node.all_input_nodes:
+            reached[source] |= reached[node]
+    return {node: frozenset(each) for node, each in reached.items()}
 
 
 def _sharded_modules(module: nn.Module) -> list[FSDPModule]:

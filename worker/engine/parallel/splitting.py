@@ -1,8 +1,9 @@
 """Tensor parallel: attention heads and hidden channels of feed-forward layers, split among ranks.
 
 The plan is found in the imported graph: a group of channels that pruning could remove between linear layers can be
-divided as well. Each rank keeps its part of the channels, as if the others had been pruned; the layers that make them
-are split by outputs, those that read them by inputs, and the partial results of these are summed (Shoeybi et al. 2019).
+divided as well, where nothing between them looks at several channels at once. Each rank keeps its part of the channels,
+as if the others had been pruned; layers that make them are split by outputs, those that read them by inputs, and the
+partial results of these are summed (Shoeybi et al. 2019).
 """
 
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from torch.nn import functional
 from worker.engine.devices import CPU, device_of
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.group import Group
+from worker.engine.parallel.region import Region, find_region
 from worker.engine.programs.placement import move_module
 from worker.engine.programs.program import Program
-from worker.engine.pruning.groups import ChannelGroup
+from worker.engine.pruning.groups import ChannelGroup, Channels, Place
 from worker.engine.pruning.labels import Ids
 from worker.engine.pruning.removal import find_sound_channels, remove_channels
 
@@ -80,7 +82,8 @@ def split_channels(program: Program, group: Group) -> Split:
     device = device_of(program.module)
     move_module(program.module, CPU)  # where the analysis has its examples
     channels = find_sound_channels(program)
-    chosen = _choose(program, channels.groups, size)
+    found = _choose(program, channels, size)
+    chosen = [each for each, _ in found]
     if not chosen:
         raise RecipeRefused(
             f"no pair of linear layers of this model has channels or heads between them that {size} ranks could share "
@@ -95,7 +98,7 @@ def split_channels(program: Program, group: Group) -> Split:
     _shrink(program.module, small.program.module, split)
     move_module(program.module, device)
     parameters = dict(program.module.named_parameters(remove_duplicate=False))
-    makers, readers = dict[str, None](), dict[str, None]()
+    readers = dict[str, None]()
     for each in chosen:
         for place in each.places:
             positions = tuple(
@@ -106,31 +109,38 @@ def split_channels(program: Program, group: Group) -> Split:
             shape = list(parameter.shape)
             shape[place.axis] = sum(map(len, positions))
             split.slices[parameter] = Slice(torch.Size(shape), place.axis, positions)
-            (readers if "in" in place.roles else makers)[place.parameter.rpartition(".")[0]] = None
-    for name in makers:
-        _override(program.module.get_submodule(name), _make, group, split)
+            if "in" in place.roles:
+                readers[place.parameter.rpartition(".")[0]] = None
     for name in readers:
-        _override(program.module.get_submodule(name), _read, group, split)
+        layer = program.module.get_submodule(name)
+        layer.forward = partial(_read, cast(nn.Linear, layer), group)
+        split._undo.append(partial(delattr, layer, "forward"))
+    _sum_what_enters(program.module, [region for _, region in found], split)
     return split
 
 
-def _choose(program: Program, groups: list[ChannelGroup], size: int) -> list[ChannelGroup]:
-    """Return the groups between linear layers, each layer in one of them only."""
-    chosen, taken = [], set[str]()
-    for each in groups:
+def _choose(program: Program, channels: Channels, size: int) -> list[tuple[ChannelGroup, Region]]:
+    """Return the groups between linear layers, each layer and each value in one of them only, and where they are."""
+    chosen, taken = [], set[str | fx.Node]()
+    for each in channels.groups:
         layers = {place.parameter.rpartition(".")[0] for place in each.places}
         fits = each.num_units % size == 0 and each.structure in ("heads", "hidden_units") and not layers & taken
-        if fits and all(_is_linear(program, place.parameter, place.axis, place.roles) for place in each.places):
-            chosen.append(each)
-            taken |= layers
+        if fits and all(_is_divisible(program, place) for place in each.places):
+            region = find_region(program, channels.flow, each)
+            if region is not None and taken.isdisjoint(region.nodes):
+                chosen.append((each, region))
+                taken |= layers | set(region.nodes)
     return chosen
 
 
-def _is_linear(program: Program, parameter: str, axis: int, roles: frozenset[str]) -> bool:
-    layer, _, name = parameter.rpartition(".")
+def _is_divisible(program: Program, place: Place) -> bool:
+    """Whether a place is a whole axis of a linear layer: what reads other channels too would add those up twice."""
+    layer, _, name = place.parameter.rpartition(".")
     if not isinstance(program.module.get_submodule(layer), nn.Linear):
         return False
-    return roles == {"in"} if (name, axis) == ("weight", 1) else roles == {"out"}
+    if len(place.positions) != program.module.get_parameter(place.parameter).shape[place.axis]:
+        return False
+    return place.roles == {"in"} if (name, place.axis) == ("weight", 1) else place.roles == {"out"}
 
 
 def _others(num_units: int, size: int, mine: int) -> Ids:
@@ -158,16 +168,27 @@ def _resize(layer: nn.Linear, sizes: tuple[int, int]) -> None:
     layer.out_features, layer.in_features = sizes
 
 
-def _override(
-    layer: nn.Module, forward: Callable[[nn.Linear, Group, Tensor], Tensor], group: Group, split: Split
-) -> None:
-    layer.forward = partial(forward, cast(nn.Linear, layer), group)
-    split._undo.append(partial(delattr, layer, "forward"))
+def _sum_what_enters(module: fx.GraphModule, regions: list[Region], split: Split) -> None:
+    """Let the gradients of all that ranks have whole, and compute with their own channels, be summed."""
 
+    def enter(x: Tensor) -> Tensor:
+        return cast(Tensor, _SumGradients.apply(x, split.group))  # type: ignore[no-untyped-call]
 
-def _make(layer: nn.Linear, group: Group, x: Tensor) -> Tensor:
-    entering = cast(Tensor, _SumGradients.apply(x, group))  # type: ignore[no-untyped-call]
-    return functional.linear(entering, layer.weight, layer.bias)
+    nodes = {node.name: node for node in module.graph.nodes}
+    users: dict[str, set[str]] = {}
+    for region in regions:
+        for user, source in region.entries:
+            users.setdefault(source.name, set()).add(user.name)
+        for name in region.layers:
+            for parameter in module.get_submodule(name).parameters():
+                if parameter.requires_grad:
+                    split._undo.append(parameter.register_hook(partial(split.group.sum, axis="tensor")).remove)
+    for source_name, names in users.items():
+        with module.graph.inserting_before(next(node for node in module.graph.nodes if node.name in names)):
+            entering = module.graph.call_function(enter, (nodes[source_name],))
+        for name in names:
+            nodes[name].replace_input_with(nodes[source_name], entering)
+    module.recompile()
 
 
 def _read(layer: nn.Linear, group: Group, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from worker.engine.devices import device_of, finish_work
 from worker.engine.errors import RecipeRefused
+from worker.engine.parallel.changes import find_changes, find_tainted, keep_together
 
 RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal")
 NUM_TIMINGS = 2
@@ -56,15 +57,18 @@ def choose_cuts(module: fx.GraphModule, costs: Sequence[float], num_stages: int)
     Every stage has trainable weights; raises RecipeRefused (too_few_layers) where there are not enough layers.
     """
     nodes = list(module.graph.nodes)
+    # A stage begins with a layer; what lies between two layers belongs to the first of them.
     layers = [index for index, node in enumerate(nodes) if _has_weights(module, node)]
-    if len(layers) < num_stages:
+    whole = keep_together(module, nodes, _find_free(module, nodes))
+    begins = [index for index in layers[1:] if not any(first < index <= last for first, last in whole)]
+    if len(begins) + 1 < num_stages or not layers:
         raise RecipeRefused(
-            f"{len(layers)} layers with trainable weights cannot make {num_stages} pipeline stages",
+            f"{len(layers)} layers with trainable weights, between which the model can be cut in {len(begins)} places, "
+            f"cannot make {num_stages} pipeline stages",
             code="too_few_layers",
             fix="Use fewer pipeline stages.",
         )
-    # A stage begins with a layer; what lies between two layers belongs to the first of them.
-    borders = [0, *layers[1:], len(nodes)]
+    borders = [0, *begins, len(nodes)]
     prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
@@ -134,19 +138,25 @@ def _build(
 def _find_free(module: fx.GraphModule, nodes: list[fx.Node]) -> set[fx.Node]:
     """Return the nodes whose values follow from the inputs and constants alone."""
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    free: set[fx.Node] = set()
-    for node in nodes:
-        if (
-            node.op == "placeholder"
-            or (node.op == "get_attr" and str(node.target) not in parameters)
-            or (
-                node.op == "call_function"
-                and all(each in free for each in node.all_input_nodes)
-                and not any(word in str(node.target) for word in RANDOM)
-            )
-        ):
-            free.add(node)
-    return free
+    changes, tainted = find_changes(nodes), set[fx.Node]()
+    while True:
+        free: set[fx.Node] = set()
+        for node in nodes:
+            if (
+                node.op == "placeholder"
+                or (node.op == "get_attr" and str(node.target) not in parameters)
+                or (
+                    node.op == "call_function"
+                    and node not in tainted
+                    and all(each in free for each in node.all_input_nodes)
+                    and not any(word in str(node.target) for word in RANDOM)
+                )
+            ):
+                free.add(node)
+        found = find_tainted(changes, free)
+        if not found:
+            return free
+        tainted |= found
 
 
 def _is_pure(node: fx.Node) -> bool:

@@ -50,7 +50,7 @@ def gather_state(
                 # All that ranks hold in parts may be more than one GPU has room for.
                 mine.setdefault(name, {})[key] = whole.detach() if whole is found else whole.detach().to(CPU)
     for name, buffer in module.named_buffers():
-        if speaks and (strategy.num_stages == 1 or _moves_here(strategy, module, name)):
+        if speaks and strategy.holds(buffer):
             kept = {"value": buffer} | ({"best": best[name]} if name in best else {})
             mine[f"buffer {name}"] = {key: value.detach() for key, value in kept.items()}
     if strategy.num_stages == 1:
@@ -105,12 +105,6 @@ def _as_state_dict(best: dict[str, Tensor], module: nn.Module) -> dict[str, Tens
         kept = best.get(names.get(name, name))
         found[name] = here.detach().clone() if kept is None else kept
     return found
-
-
-def _moves_here(strategy: Strategy, module: nn.Module, buffer: str) -> bool:
-    """Tell whether a buffer's layer is in this rank's stage; one without a layer never moves and is everywhere."""
-    own = list(module.get_submodule(buffer.rpartition(".")[0]).parameters(recurse=False)) if "." in buffer else []
-    return all(strategy.held(each) is not None for each in own)
 
 
 def _name_parameters(module: nn.Module, extra: Sequence[nn.Parameter]) -> Iterator[tuple[str, nn.Parameter]]:

@@ -89,6 +89,9 @@ class Strategy(Protocol):
     def held(self, parameter: nn.Parameter) -> nn.Parameter | None:
         """Return what this rank trains in a parameter's place; None where other ranks do."""
 
+    def holds(self, buffer: Tensor) -> bool:
+        """Tell whether a buffer is here what it has become; where layers are dealt out, others hold the first one."""
+
     def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         """Return this rank's part of a tensor of a parameter's whole shape."""
 
@@ -140,6 +143,9 @@ class Alone:
 
     def held(self, parameter: nn.Parameter) -> nn.Parameter:
         return parameter
+
+    def holds(self, buffer: Tensor) -> bool:  # noqa: ARG002
+        return True
 
     def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:  # noqa: ARG002
         return whole

@@ -9,17 +9,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from worker.engine.parallel.group import Group
 from worker.engine.quantization.fake_quantization import FakeActivation
 
 
 def synchronize(module: nn.Module, group: Group) -> Callable[[], None]:
-    """Let batch norms and simulated activation ranges look at the examples of all replicas; return what undoes it."""
+    """Let norms and simulated activation ranges look at the examples of all replicas; return what undoes it."""
     changed: list[tuple[nn.Module, str]] = []
-    for layer in module.modules():
+    for layer in module.modules() if group.plan.data > 1 else ():
         if isinstance(layer, _BatchNorm):
             layer.forward = partial(_normalize, layer, group)  # type: ignore[method-assign]
+            changed.append((layer, "forward"))
+        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats:
+            layer.forward = partial(_normalize_instances, layer, group)  # type: ignore[method-assign]
             changed.append((layer, "forward"))
         elif isinstance(layer, FakeActivation):
             layer.bounds = partial(_bounds, layer, group)  # type: ignore[method-assign]
@@ -55,6 +59,20 @@ def _normalize(layer: _BatchNorm, group: Group, x: Tensor) -> Tensor:
             layer.running_mean.lerp_(mean.to(layer.running_mean.dtype), momentum)
             unbiased = variance * (count / (count - 1))
             layer.running_var.lerp_(unbiased.to(layer.running_var.dtype), momentum)
+    return result
+
+
+def _normalize_instances(layer: _InstanceNorm, group: Group, x: Tensor) -> Tensor:
+    """Normalize every example by itself; the running statistics are means over the examples of all ranks."""
+    if not layer.training:
+        return type(layer).forward(layer, x)
+    result = functional.instance_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+    with torch.no_grad():
+        variances, means = torch.var_mean(x.float().flatten(2), 2, correction=1)
+        count = torch.full_like(means[0], len(x))
+        total_mean, total_variance, total = group.sum(torch.stack([means.sum(0), variances.sum(0), count]), "data")
+        for running, sums in ((layer.running_mean, total_mean), (layer.running_var, total_variance)):
+            cast(Tensor, running).lerp_((sums / total).to(cast(Tensor, running).dtype), layer.momentum or 0.0)
     return result
 
 

@@ -57,7 +57,7 @@ class FakeActivation(nn.Module):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Move the range towards that of a batch; the first sets it."""
-        low, high = self.bounds(x)
+        low, high = self.bounds(x.float())
         share = torch.where(self.seen, AVERAGING, 1.0).to(self.low.dtype)
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
