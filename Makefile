@@ -43,10 +43,10 @@ serve: install  ## run the whole service on this machine (loopback, data in ./pa
 	$(BIN)/pare serve $(SERVE_ARGS)
 
 test: install-dev  ## the tests that need neither a GPU nor Docker, but for the long ones
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu and not faults and not long" $(PYTEST_ARGS)
+	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not docker and not gpu and not faults and not long" $(PYTEST_ARGS)
 
 test-faults: install-dev  ## every fault case, each without its defence, and the long tests
-	$(BIN)/pytest -n 2 -m "(faults or long) and not docker and not gpu" --timeout 600 $(PYTEST_ARGS)
+	CUDA_VISIBLE_DEVICES= $(BIN)/pytest -n 2 -m "(faults or long) and not docker and not gpu" --timeout 600 $(PYTEST_ARGS)
 
 chaos: install-dev  ## five minutes of random faults over a whole service, then its invariants
 	$(BIN)/python -m tests.faults.chaos $(CHAOS_ARGS)

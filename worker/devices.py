@@ -3,9 +3,12 @@
 A process sees a GPU when CUDA_VISIBLE_DEVICES names it and its device node can be opened; `Gpu` knows both.
 """
 
+import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable
+from ctypes.util import find_library
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +16,17 @@ import structlog
 
 from app.errors import ConfigurationError
 
-_PROGRAM = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
+_PROGRAM = "nvidia-smi"
+_QUESTION = ("--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
 _PROGRAM_SECONDS = 15.0
 """A driver that was asleep takes seconds to answer."""
 _PROC = Path("/proc/driver/nvidia/gpus")
-_SHARED_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+_SHARED_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "dxg")
+"""The last is that of Windows (WSL 2), where it is the only one."""
+_UVM = Path("/dev/nvidia-uvm")
+_LIBRARY = "libcuda.so.1"
+_FOLDERS = ("/usr/local/nvidia", "/usr/lib/wsl", "/run/opengl-driver")
+"""Where drivers are mounted without the linker or PATH being told: clusters, Windows, NixOS."""
 _MIB = 1024 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -52,12 +61,42 @@ def list_nodes(gpus: Iterable[Gpu]) -> list[str]:
     return [path for path in (*own, *(f"/dev/{name}" for name in _SHARED_NODES if own)) if os.path.exists(path)]  # noqa: PTH110
 
 
+def find_driver_folders(usual: Iterable[str] = _FOLDERS) -> tuple[Path, ...]:
+    """Return the folders of the driver's libraries that a process finds only if it is told: those of LD_LIBRARY_PATH,
+    else the usual ones, where the linker knows none."""
+    told = [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    if found := _with_driver(told):
+        return found
+    if find_library("cuda") is not None:
+        return ()
+    return _with_driver(Path(folder) / name for folder in usual for name in ("lib64", "lib"))
+
+
+def _with_driver(folders: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(folder.resolve() for folder in folders if (folder / _LIBRARY).exists())
+
+
+def make_memory_node(node: Path = _UVM) -> None:
+    """Have the driver's own program make the node of unified memory, which CUDA cannot do without: the first CUDA
+    program after a boot has it made, and an engine in its sandbox may not."""
+    program = shutil.which("nvidia-modprobe")
+    if node.exists() or program is None:
+        return
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(
+            [program, "-c", "0", "-u"], capture_output=True, timeout=_PROGRAM_SECONDS, check=False,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
 def find_gpus(proc: Path = _PROC) -> tuple[Gpu, ...]:
     """Return the GPUs that this process may use, in the driver's order; none where there is no driver."""
     from_files = read_proc(proc)
     found = parse_listing(_ask_driver()) or from_files
     minors = {gpu.uuid: gpu.minor for gpu in from_files}
     gpus = tuple(replace(gpu, minor=minors.get(gpu.uuid)) for gpu in found)
+    if gpus:
+        make_memory_node()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return gpus
@@ -127,12 +166,19 @@ def read_proc(proc: Path) -> tuple[Gpu, ...]:
 
 
 def _ask_driver() -> str:
+    elsewhere = [f"{folder}/{name}" for folder in _FOLDERS for name in ("bin", "lib")]
+    program = shutil.which(_PROGRAM, path=":".join([os.environ.get("PATH", os.defpath), *elsewhere]))
+    if program is None:
+        return ""
     try:
         done = subprocess.run(
-            _PROGRAM, capture_output=True, text=True, timeout=_PROGRAM_SECONDS, check=False, stdin=subprocess.DEVNULL
+            [program, *_QUESTION],
+            capture_output=True,
+            text=True,
+            timeout=_PROGRAM_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
-    except FileNotFoundError:
-        return ""
     except (OSError, subprocess.TimeoutExpired) as error:
         _log.warning("nvidia-smi does not answer", error=str(error)[:300])
         return ""

@@ -11,7 +11,7 @@ from typing import IO
 
 from app.settings import Settings
 from worker.addresses import count_cuda_library_bytes
-from worker.devices import Gpu, list_nodes
+from worker.devices import Gpu, find_driver_folders, list_nodes
 from worker.log import CappedLog
 from worker.progress import ProgressInbox
 from worker.sandbox.isolation import Isolation, Limits
@@ -100,6 +100,7 @@ class EngineFactory:
         """
         directory = self.work / secrets.token_hex(8)
         limits = self.limit(num_ranks)
+        libraries = find_driver_folders() if self.gpus else ()
         log = CappedLog(directory.with_suffix(".log"), self.settings.max_log_bytes)
         try:
             sandbox = start(
@@ -108,9 +109,10 @@ class EngineFactory:
                 self.worker.command(),
                 limits,
                 num_threads=self.settings.engine_threads,
-                extra_readable=self.worker.engine_code,
+                extra_readable=(*self.worker.engine_code, *libraries),
                 visible_devices=[gpu.visible_as for gpu in self.gpus],
                 device_nodes=list_nodes(self.gpus),
+                library_folders=libraries,
                 loopback=num_ranks > 1,
             )
         except BaseException:

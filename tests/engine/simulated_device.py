@@ -103,6 +103,8 @@ class SimulatedDevice(TorchDispatchMode):
         """Run there so far, copies aside."""
         self.num_waits = 0
         """How often the host would have waited for the device."""
+        self.room: int | None = None
+        """Operators until its memory is full for one of them; None: never."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not _concerns(args, kwargs or {}):
@@ -112,6 +114,9 @@ class SimulatedDevice(TorchDispatchMode):
             made = func.decompose(*args, **(kwargs or {}))
         if made is not NotImplemented:
             return made
+        if self.room is not None and self.num_operators >= self.room:
+            self.room = None
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is.")
         self.num_operators += func not in _COPIES | _ANY_DEVICE
         self.num_waits += _waits(func, args, kwargs or {})
         return _run(func, args, kwargs or {})

@@ -1,18 +1,22 @@
 """Choosing a device, moving programs to it and back, and what is refused without one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from app.recipes.recipe import KINDS
 from tests.engine.simulated_device import DEVICE, RemoteTensor, simulated_device
+from tests.engine.techniques.learning import context, open_pruned_cnn
 from tests.engine.techniques.opening import open_module
 from worker.engine.devices import CPU, DeviceMissing, choose_device, describe_device, device_of, read_driver_version
 from worker.engine.failures import translate_failure
 from worker.engine.programs.capture import capture
 from worker.engine.programs.placement import on_device
 from worker.engine.programs.program import Program
+from worker.engine.techniques.registry import TECHNIQUES
 
 
 class Positions(nn.Module):
@@ -77,6 +81,20 @@ def test_a_program_comes_back_after_a_failure(program: Program) -> None:
     with simulated_device(), pytest.raises(RuntimeError, match="same device"), on_device(program):
         program.module(torch.randn(3, 8))
     assert device_of(program.module) == CPU
+
+
+@pytest.mark.parametrize("kind", ["train", "quantize_aware_training", "prune_wanda"])
+def test_memory_that_runs_out_within_a_step_is_called_that(kind: str, tmp_path: Path) -> None:
+    program, examples = open_pruned_cnn(tmp_path)
+    program.device = DEVICE
+    more: dict[str, Any] = {"sparsity": 0.5} if kind == "prune_wanda" else {"max_steps": 2}
+    step = KINDS[kind].model_validate({"kind": kind, **more})
+    with simulated_device() as simulated:
+        simulated.room = 30
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            TECHNIQUES[kind].run(program, step, context(examples))
+    assert device_of(program.module) == CPU
+    assert translate_failure(caught.value, kind).code == "out_of_memory"
 
 
 def test_parameters_are_not_moved_where_they_would_be_lost_for_training(program: Program) -> None:

@@ -44,6 +44,19 @@ def test_a_refused_allocation_is_out_of_memory(allocate: Callable[[], object]) -
     assert "batch_size" in error.fix
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NCCL error: unhandled cuda error\nLast error:\nCuda failure 'out of memory'",
+    ],
+)
+def test_so_is_what_cuda_refuses_past_torchs_allocator(message: str) -> None:
+    assert translate_failure(RuntimeError(message), "finetune").code == "out_of_memory"
+
+
 def test_so_is_one_within_the_compiler() -> None:
     codes = [
         translate_failure(BackendCompilerFailed(None, inner, None), "finetune").code

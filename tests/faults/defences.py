@@ -114,8 +114,8 @@ def _drop_ties() -> None:
     """Neither the kernel nor the launcher ends a sandbox whose supervisor is gone."""
     from worker.sandbox import bubblewrap, launch
 
-    def wrap(*arguments: Any) -> list[str]:
-        return [word for word in true_wrap(*arguments) if word != "--die-with-parent"]
+    def wrap(*arguments: Any, **named: Any) -> list[str]:
+        return [word for word in true_wrap(*arguments, **named) if word != "--die-with-parent"]
 
     def popen(line: list[str], **named: Any) -> Any:
         # The launcher keeps the other end of its own control pipe, so that it never meets its end.

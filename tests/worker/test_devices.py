@@ -7,7 +7,16 @@ import pytest
 
 from app.errors import ConfigurationError
 from app.settings import Settings
-from worker.devices import Gpu, find_gpus, list_nodes, parse_listing, parse_sets, read_proc
+from worker.devices import (
+    Gpu,
+    find_driver_folders,
+    find_gpus,
+    list_nodes,
+    make_memory_node,
+    parse_listing,
+    parse_sets,
+    read_proc,
+)
 from worker.settings import WorkerSettings
 from worker.shares import Share, divide, find_memory_bytes
 
@@ -77,6 +86,34 @@ def test_a_worker_keeps_to_what_it_was_given(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [gpu.index for gpu in find_gpus(tmp_path / "nothing")] == indexes
+
+
+def test_the_drivers_libraries_are_looked_for_where_nobody_told_the_linker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, usual, other = (tmp_path / name for name in ("told", "usual/lib64", "other"))
+    for folder in (told, usual, other):
+        folder.mkdir(parents=True)
+    for folder in (told, usual):
+        (folder / "libcuda.so.1").touch()
+    monkeypatch.setattr("worker.devices.find_library", lambda _: None)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{other}::{told}")
+    assert find_driver_folders([str(tmp_path / "usual")]) == (told,)
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    assert find_driver_folders([str(tmp_path / "usual")]) == (usual,)
+    monkeypatch.setattr("worker.devices.find_library", lambda _: "libcuda.so.1")
+    assert find_driver_folders([str(tmp_path / "usual")]) == ()
+
+
+def test_the_drivers_program_makes_the_node_that_is_missing(program: Path, tmp_path: Path) -> None:
+    node = tmp_path / "nvidia-uvm"
+    make_memory_node(node)
+    maker = program.with_name("nvidia-modprobe")
+    maker.write_text(f'#!/bin/sh\necho "$@" >> {node}\n')
+    maker.chmod(0o755)
+    make_memory_node(node)
+    make_memory_node(node)
+    assert node.read_text() == "-c 0 -u\n"
 
 
 def test_declared_sets_take_their_facts_from_the_driver() -> None:

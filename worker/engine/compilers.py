@@ -7,6 +7,7 @@ from torch._inductor import cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils._triton import has_triton
 
+from worker.engine.cuda_toolkit import PACKAGES, find_cuda_home
 from worker.engine.errors import EngineFailure
 
 C_COMPILERS = ("cc", "gcc", "clang")
@@ -41,3 +42,10 @@ def check_compiler(device: torch.device, wish: str, otherwise: str) -> None:
         cpp_builder.get_cpp_compiler()
     except InvalidCxxCompiler as failure:
         raise CompilerMissing(wish, "this worker has no C++ compiler", "a C++ compiler (g++)", otherwise) from failure
+
+
+def check_cuda_headers(wish: str, otherwise: str) -> None:
+    """Raise CompilerMissing where C++ that calls CUDA could not be compiled."""
+    if find_cuda_home() is None:
+        what = f"a CUDA toolkit (/usr/local/cuda), or {PACKAGES} in the version of torch's CUDA {torch.version.cuda},"
+        raise CompilerMissing(wish, "this worker has not all of CUDA's headers", what, otherwise)

@@ -75,6 +75,7 @@ def prepare_device(device: torch.device) -> None:
     # Read when cuBLAS is first used; torch refuses deterministic products without it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    _allow_tf32(False)
     backends: Any = torch.backends
     backends.fp32_precision = "ieee"
     torch.backends.cudnn.benchmark = False
@@ -86,6 +87,12 @@ def finish_work(device: torch.device) -> None:
     """Wait until a GPU has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def release_unused(device: torch.device) -> None:
+    """Give back to a GPU what torch keeps of it for later, so that another process can have it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -138,16 +145,18 @@ def fast_products(device: torch.device, *, tf32: bool) -> Iterator[None]:
         yield
         return
     assert device.type == "cuda", "no other device multiplies in TF32"
-    backends: Any = torch.backends
-    kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
-    before = [kind.fp32_precision for kind in kinds]
+    _allow_tf32(True)
     try:
-        for kind in kinds:
-            kind.fp32_precision = "tf32"
         yield
     finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision
+        _allow_tf32(False)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Say it by the older of torch's two settings, which sets the newer one too. Said by the newer alone, the parts of
+    torch that read the older one raise, the compiler among them (torch 2.13)."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def mixed_precision(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:

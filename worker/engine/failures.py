@@ -18,8 +18,13 @@ ALLOCATION_MESSAGES = (
     "Failed to allocate memory",
     "bad allocation",
     "bad_alloc",
+    "CUDA error: out of memory",
+    "Cuda failure 'out of memory'",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""What torch's CPU allocator and ONNX Runtime say in exceptions that have no type of their own for it."""
+"""What torch's CPU allocator and ONNX Runtime say in exceptions that have no type of their own for it; then the CUDA
+runtime (page-locked memory, contexts), NCCL, cuBLAS and cuDNN, which ask the driver past torch's allocator."""
 
 LONELY_MESSAGES = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
 """What torch says where a norm in training sees a single number of a channel."""

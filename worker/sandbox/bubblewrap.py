@@ -13,7 +13,9 @@ def is_installed() -> bool:
     return shutil.which("bwrap") is not None
 
 
-def wrap(isolation: Isolation, job: str, extra: tuple[str, ...], device_nodes: Sequence[str] = ()) -> list[str]:
+def wrap(
+    isolation: Isolation, job: str, extra: tuple[str, ...], device_nodes: Sequence[str], *, shm_in_memory: bool
+) -> list[str]:
     """Return the command line in front of the launcher's; the job's directory appears as /job."""
     program = shutil.which("bwrap")
     assert program is not None
@@ -31,8 +33,10 @@ def wrap(isolation: Isolation, job: str, extra: tuple[str, ...], device_nodes: S
     view += ["--perms", "0755", "--dir", "/job"]
     view += ["--ro-bind", f"{job}/in", "/job/in", "--bind", f"{job}/out", "/job/out"]
     # Before what is shown read-only: Python or the project may itself lie below /tmp.
-    for place in ("/job/tmp", "/tmp", "/dev/shm"):
+    for place in ("/job/tmp", "/tmp", *(() if shm_in_memory else ("/dev/shm",))):
         view += ["--bind", f"{job}/tmp", place]
+    if shm_in_memory:
+        view += ["--perms", "1777", "--tmpfs", "/dev/shm"]
     shown = (*readable_paths(), *extra)
     # bubblewrap makes the folders above a shown path for its own user alone; the engine's user must pass through.
     for folder in sorted({str(parent) for path in shown for parent in Path(path).parents} - {"/", "/tmp", "/dev/shm"}):

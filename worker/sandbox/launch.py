@@ -106,11 +106,13 @@ def start(
     extra_readable: Sequence[Path] = (),
     visible_devices: Sequence[str] = (),
     device_nodes: Sequence[str] = (),
+    library_folders: Sequence[Path] = (),
     loopback: bool = False,
 ) -> SandboxProcess:
     """Start `command` around a new job directory. In it, the text "{job}" stands for the directory's path inside.
 
-    `visible_devices` are the GPUs that CUDA shows it, `device_nodes` the paths below /dev to reach them.
+    `visible_devices` are the GPUs that CUDA shows it, `device_nodes` the paths below /dev to reach them,
+    `library_folders` those of the driver that the linker does not know; they are shown if `extra_readable` says so.
     With `loopback` its processes may talk to each other over TCP, where they have a network of their own.
     The kernel ties the sandbox's life to the calling THREAD: call from one that lives as long as the sandbox may.
     """
@@ -122,9 +124,14 @@ def start(
     read = [*readable_paths(), *extra]
     control_read, control_write = os.pipe()
     confined = isolation.method == "namespaces"
-    root = {"mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job}
+    # NCCL lets GPUs write into /dev/shm, which the kernel allows in memory and not in a file on a disk.
+    in_memory = loopback and bool(device_nodes)
+    root = {
+        "mount_on": f"{job}/root", "read": read, "links": system_links(), "job": job, "devices": list(device_nodes),
+        "shm_in_memory": in_memory,
+    }  # fmt: skip
     spec = {
-        "root": {**root, "shared_proc": isolation.shared_proc, "devices": list(device_nodes)} if confined else None,
+        "root": {**root, "shared_proc": isolation.shared_proc} if confined else None,
         "outside": _own_namespaces() if isolation.isolates else {},
         "user": user,
         "limits": limits.as_rlimits(isolation),
@@ -138,7 +145,7 @@ def start(
     line = [sys.executable, "-S", "-m", "worker.sandbox.launcher", json.dumps(spec)]
     line += [word.replace("{job}", inside) for word in command]
     if isolation.method == "bubblewrap":
-        line = [*bubblewrap.wrap(isolation, job, extra, device_nodes), *line]
+        line = [*bubblewrap.wrap(isolation, job, extra, device_nodes, shm_in_memory=in_memory), *line]
     elif confined:
         line = [*namespaces.wrap(isolation), *line]
     try:
@@ -147,7 +154,7 @@ def start(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(scratch, num_threads, visible_devices),
+            env=environment(scratch, num_threads, visible_devices, library_folders),
             cwd="/",
             pass_fds=(control_read,),
             start_new_session=True,

@@ -26,7 +26,13 @@ SETUP_FAILED = 97
 
 
 def build_root(
-    mount_on: str, read: list[str], links: dict[str, str], job: str, shared_proc: bool, devices: list[str]
+    mount_on: str,
+    read: list[str],
+    links: dict[str, str],
+    job: str,
+    shared_proc: bool,
+    devices: list[str],
+    shm_in_memory: bool,
 ) -> None:
     """Make a new root that shows system files read-only and the job's directory as /job, and enter it."""
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
@@ -34,8 +40,11 @@ def build_root(
     _show(f"{job}/in", f"{mount_on}/job/in", writable=False)
     _show(f"{job}/out", f"{mount_on}/job/out", writable=True)
     # Before what is shown read-only: Python or the project may itself lie below /tmp.
-    for place in ("job/tmp", "tmp", "dev/shm"):
+    for place in ("job/tmp", "tmp", *(() if shm_in_memory else ("dev/shm",))):
         _show(f"{job}/tmp", f"{mount_on}/{place}", writable=True)
+    if shm_in_memory:
+        os.makedirs(f"{mount_on}/dev/shm")  # noqa: PTH103 - pathlib costs 10 ms at start
+        kernel.mount("shm", f"{mount_on}/dev/shm", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=1777")
     for path in read:
         _show(path, mount_on + path, writable=False)
     for path, target in links.items():

@@ -60,10 +60,14 @@ def system_links() -> dict[str, str]:
 
 
 def environment(
-    directory_of_scratch: str, num_threads: int | None, visible_devices: Sequence[str] = ()
+    directory_of_scratch: str,
+    num_threads: int | None,
+    visible_devices: Sequence[str] = (),
+    library_folders: Sequence[Path] = (),
 ) -> dict[str, str]:
     """Return the whole environment of an engine: nothing of ours is inherited, and CUDA shows it no other GPUs."""
     devices = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(visible_devices)}
     threads = {} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)}
+    libraries = {"LD_LIBRARY_PATH": ":".join(map(str, library_folders))} if library_folders else {}
     scratch = {"HOME": directory_of_scratch, "TMPDIR": directory_of_scratch}
-    return {**_ENVIRONMENT, **scratch, **threads, **devices, "PYTHONPATH": str(PROJECT)}
+    return {**_ENVIRONMENT, **scratch, **threads, **devices, **libraries, "PYTHONPATH": str(PROJECT)}

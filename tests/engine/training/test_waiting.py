@@ -218,12 +218,23 @@ def test_batches_are_pinned_by_the_thread_that_reads_them_and_sent_without_waiti
 
 def test_tf32_holds_for_the_steps_alone_and_on_gpus_alone(tmp_path: Path) -> None:
     backends: Any = torch.backends
-    before = backends.cuda.matmul.fp32_precision
+
+    def read() -> tuple[object, ...]:
+        # Both of torch's settings: whatever reads the older one raises where the newer one says otherwise.
+        newer = (backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision)
+        return (
+            *newer,
+            backends.cuda.matmul.allow_tf32,
+            backends.cudnn.allow_tf32,
+            torch.get_float32_matmul_precision(),
+        )
+
     with fast_products(torch.device("cuda"), tf32=True):
-        assert backends.cuda.matmul.fp32_precision == backends.cudnn.conv.fp32_precision == "tf32"
-    assert backends.cuda.matmul.fp32_precision == before
+        assert read() == ("tf32", "tf32", True, True, "high")
+    before = read()
+    assert before == ("ieee", "none", False, False, "highest")
     with fast_products(CPU, tf32=False):
-        assert backends.cuda.matmul.fp32_precision == before
+        assert read() == before
     program, examples = open_pruned_cnn(tmp_path)
     step = KINDS["finetune"].model_validate({"kind": "finetune", "precision": "tf32"})
     with pytest.raises(RecipeRefused) as caught:

@@ -1,6 +1,7 @@
 """What each isolation lets an engine do, found out from inside."""
 
 import ast
+import ctypes.util
 import json
 import os
 import shutil
@@ -370,6 +371,38 @@ def test_only_the_device_nodes_it_was_given_can_be_opened(isolation: Isolation, 
         "number": Path(given).stat().st_rdev,
         "visible": "GPU-a,1",
     }, errors
+
+
+def test_an_engine_loads_the_drivers_library_from_the_folder_it_was_given(isolation: Isolation, job: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's own, through which the engine's user may not pass
+        Path(folder).chmod(0o755)
+        library = ctypes.util.find_library("m")
+        assert library is not None
+        found = next(
+            path for path in map(Path, ("/lib/x86_64-linux-gnu", "/lib64", "/usr/lib")) if (path / library).exists()
+        )
+        shutil.copy(found / library, Path(folder) / "libcuda.so.1")
+        code = "import ctypes; print(ctypes.CDLL('libcuda.so.1').cos is not None)"
+        sandbox = start(
+            isolation, job, [sys.executable, "-S", "-c", code], LIMITS, extra_readable=[Path(folder)],
+            library_folders=[Path(folder)],
+        )  # fmt: skip
+        output, errors = sandbox.process.communicate(timeout=60)
+        sandbox.kill(isolation.isolates)
+    assert output.strip() == b"True", errors
+
+
+@pytest.mark.parametrize("ranks_on_gpus", [False, True])
+def test_what_ranks_on_gpus_share_lies_in_memory(isolation: Isolation, job: Path, ranks_on_gpus: bool) -> None:
+    code = (
+        "import os, pathlib; pathlib.Path('/dev/shm/nccl').write_bytes(b'x'); "
+        "print(os.stat('/dev/shm/nccl').st_dev != os.stat('/tmp').st_dev)"
+    )
+    nodes = ["/dev/full"] if ranks_on_gpus else []  # any node stands for a GPU's
+    sandbox = start(isolation, job, [sys.executable, "-S", "-c", code], LIMITS, device_nodes=nodes, loopback=True)
+    output, errors = sandbox.process.communicate(timeout=60)
+    sandbox.kill(isolation.isolates)
+    assert output.strip() == str(ranks_on_gpus).encode(), errors
 
 
 def test_nothing_is_mounted_in_the_namespaces_of_the_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:

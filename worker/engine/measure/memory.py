@@ -10,7 +10,7 @@ import torch
 
 from app.recipes.base import Runtime
 from worker.engine.arrays import write_npz
-from worker.engine.devices import CPU
+from worker.engine.devices import CPU, release_unused
 from worker.engine.errors import EngineFailure
 from worker.engine.measure import memory_child
 from worker.engine.measure.runtimes import Arrays
@@ -40,6 +40,7 @@ def measure_peak_memory(
     inputs_path = directory / "memory_inputs.npz"
     names = [each.name for each in signature.inputs]
     write_npz(inputs_path, dict(zip(names, inputs, strict=True)))
+    release_unused(device)
     child = subprocess.run(
         [
             sys.executable, "-I", memory_child.__file__, runtime, str(path), str(inputs_path), str(num_threads),

@@ -10,7 +10,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from app.recipes.recipe import Target
 from worker.engine.artifacts import choose_compiled_tolerance
-from worker.engine.compilers import check_compiler
+from worker.engine.compilers import check_compiler, check_cuda_headers
+from worker.engine.cuda_toolkit import cuda_toolkit
 from worker.engine.devices import CPU, move
 from worker.engine.errors import ExportFailed
 from worker.engine.failures import is_out_of_memory
@@ -51,8 +52,11 @@ def check_aoti(target: Target) -> None:
     wish = f"target.runtime is {target.runtime!r}" if target.runtime == "aotinductor" else "outputs.formats has 'aoti'"
     otherwise = "set target.runtime to 'torch' and leave 'aoti' out of outputs.formats"
     # For a GPU too: the code that launches its kernels is C++.
-    for device in dict.fromkeys((measured_on(target), CPU)):
-        check_compiler(device, wish, otherwise)
+    device = measured_on(target)
+    for each in dict.fromkeys((device, CPU)):
+        check_compiler(each, wish, otherwise)
+    if device != CPU:
+        check_cuda_headers(wish, otherwise)
 
 
 def export_aoti(program: Program | FileProgram, module: Program, path: Path, target: Target) -> float:
@@ -75,7 +79,7 @@ def export_aoti(program: Program | FileProgram, module: Program, path: Path, tar
             exported = move_to_device_pass(exported, device)
         # Pare's files hold no sample inputs, which is where the compiler learns the types and sizes from.
         exported.example_inputs = (move(module.example_inputs(tracing_batch_size(module)), device), {})
-        with _compiling(target.num_threads):
+        with _compiling(target.num_threads), nullcontext() if device == CPU else cuda_toolkit():
             try:
                 torch._inductor.aoti_compile_and_package(
                     exported, package_path=str(directory / "raw.pt2"), inductor_configs=OPTIONS
