@@ -152,7 +152,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Gain:
-    """What the teacher added; positive where it helped. `helped` is None where no standard error is known."""
+    """What the teacher, or its own training, added; positive where it helped.
+
+    `helped` is None where no standard error is known.
+    """
 
     metric: str
     value: float
@@ -180,6 +183,7 @@ class DistillationMetrics:
 
     candidates: tuple[Candidate, ...]
     gain: Gain | None = None
+    teacher_gain: Gain | None = None
     values: dict[str, float] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
 

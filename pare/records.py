@@ -281,6 +281,7 @@ class Worker:
     num_threads: int
     load: Load
     seen_at: str
+    stopping: bool = False
     devices: tuple[Gpu, ...] = ()
     queues: tuple[str, ...] = ()
     versions: dict[str, str | None] = field(default_factory=dict)

@@ -4,15 +4,24 @@ celery --app worker.celery_app worker      or, with all options set, python -m w
 """
 
 import os
+import signal
+from types import FrameType
 from typing import Any
 
 from billiard import current_process
 from celery import Celery
-from celery.signals import setup_logging, worker_init, worker_process_init, worker_process_shutdown
+from celery.signals import (
+    setup_logging,
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+)
 
 from app.logs import configure_logs
 from app.settings import load_settings, read_settings
 from app.tracing import check_tracing, start_tracing
+from worker import shutdown
 from worker.production import check_worker
 from worker.queues import name_queue
 from worker.sandbox.detect import detect
@@ -68,6 +77,19 @@ def _log_our_way(**_: Any) -> None:
 @worker_init.connect(weak=False)
 def _find_isolation(**_: Any) -> None:
     detect(settings.isolation)  # once, before the children are forked
+
+
+@worker_ready.connect(weak=False)
+def _note_stop(**_: Any) -> None:
+    # Celery's own signal for it comes when the jobs have had their time already.
+    end_softly = signal.getsignal(signal.SIGTERM)
+    assert callable(end_softly), "Celery has set it"
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        shutdown.begin()
+        end_softly(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 @worker_process_init.connect(weak=False)

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import structlog
+from sqlalchemy.orm import Session
 
 from app.db.session import Database
 from app.errors import PareError
@@ -74,12 +75,26 @@ class Presence(threading.Thread):
             try:
                 with self._database.session() as session:
                     if not touch_worker(session, self._worker_id):
-                        host = socket.gethostname()[:255]
-                        register_worker(session, self._worker_id, host=host, queue=self._queues, facts=self._facts)
+                        self._register(session)
             except PareError as error:
                 _log.warning("the worker cannot say that it is alive", error=error.code)
             if self._ended.wait(self._interval_seconds):
                 return
+
+    def announce_stop(self) -> None:
+        """Say once that it takes no more jobs; it stays alive while it runs one."""
+        if self._facts.get("stopping"):
+            return
+        self._facts |= {"stopping": True}
+        try:
+            with self._database.session() as session:
+                self._register(session)
+        except PareError as error:
+            _log.warning("the worker cannot say that it stops", error=error.code)
+
+    def _register(self, session: Session) -> None:
+        host = socket.gethostname()[:255]
+        register_worker(session, self._worker_id, host=host, queue=self._queues, facts=self._facts)
 
     def end(self) -> None:
         """Stop and take the row away."""

@@ -11,6 +11,7 @@ from app.db.session import Database
 from app.settings import Settings
 from app.storage import open_storage
 from app.tracing import stop_tracing
+from worker import shutdown
 from worker.engine_process import EngineFactory
 from worker.presence import Presence, describe_worker, new_worker_id
 from worker.queues import name_queues
@@ -100,6 +101,8 @@ def watch_for_end(slot: Slot) -> None:
 
 def _watch(slot: Slot, parent: int) -> None:
     while os.getppid() == parent:
+        if shutdown.has_begun():
+            slot.presence.announce_stop()  # a running job may go on for a while
         if slot.ending.told:
             slot.supervisor.stopping.set()
             if not slot.supervisor.busy:

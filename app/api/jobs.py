@@ -36,7 +36,7 @@ from app.jobs import (
     validate_submission,
 )
 from app.jobs.checks import Record
-from app.jobs.lifecycle import CHECKS
+from app.jobs.lifecycle import CHECKS, MADE_OF_PARTS
 from app.recipes.base import Spec
 from app.recipes.metrics import Metrics
 from app.recipes.needs import Needs
@@ -274,7 +274,13 @@ def get_logs(
 ) -> Response:
     """Download what the engine wrote during an attempt that has ended."""
     with service.database.read() as session:
-        get_job(session, owner, job_id)
+        job = get_job(session, owner, job_id)
+        if job.action in MADE_OF_PARTS:
+            raise NotFound(
+                f"job {job_id} is made of other jobs, each of which has a log of its own",
+                code="log_not_found",
+                fix=f"GET /v1/jobs?parent_id={job_id} lists them.",
+            )
         query = select(LogRow).where(LogRow.job_id == job_id).order_by(LogRow.attempt.desc()).limit(1)
         row = session.scalar(query if attempt is None else query.where(LogRow.attempt == attempt))
     if row is None:

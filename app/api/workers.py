@@ -10,6 +10,7 @@ from app.api.service import Parts
 from app.api.views import View
 from app.db.tables import WorkerRow
 from app.jobs import accepts_jobs, capacity_of, count_running, list_workers
+from app.jobs.workers import is_stopping
 from app.recipes.needs import DeviceKind
 
 router = APIRouter(prefix="/v1/workers", tags=["workers"])
@@ -48,6 +49,8 @@ class WorkerView(View):
     """The kinds of jobs that it takes."""
     accepts_jobs: bool
     """Whether it takes jobs at all; one that cannot isolate them does not."""
+    stopping: bool
+    """Whether it was told to stop: it takes no more jobs, and soon hands on the one that it runs."""
     devices: list[DeviceView]
     """The GPUs that its job has for itself."""
     memory_bytes: int
@@ -94,6 +97,7 @@ def _describe(row: WorkerRow, num_running: int) -> WorkerView:
         queues=row.queue.split(","),
         accepts=list(capacity.accepts),
         accepts_jobs=accepts_jobs(row),
+        stopping=is_stopping(row),
         devices=[DeviceView.model_validate(device) for device in row.facts.get("devices", [])],
         memory_bytes=capacity.memory_bytes,
         num_threads=capacity.num_threads,

@@ -24,6 +24,9 @@ def summarize(request: Distillation, parts: Parts, values: Values, runs: Sequenc
         ratio = alone.metrics.comparison.latency_ratio
         candidates.append(_describe("student_alone", alone.job_id, alone.metrics.result, ratio))
         gain = measure_gain(measured.result.quality, alone.metrics.result.quality)
+    teacher_gain = None
+    if (teacher := parts.get("teacher")) is not None and teacher.metrics is not None:
+        teacher_gain = measure_gain(teacher.metrics.result.quality, teacher.metrics.baseline.quality)
     ratio = measured.comparison.latency_ratio
     candidates.append(_describe("student", student.job_id, measured.result, ratio))
     chosen = request.draw_trials().index(values) if values else None
@@ -32,24 +35,25 @@ def summarize(request: Distillation, parts: Parts, values: Values, runs: Sequenc
             "distillation": DistillationMetrics(
                 candidates=tuple(candidates),
                 gain=gain,
+                teacher_gain=teacher_gain,
                 values=values,
                 trials=list_outcomes(runs, chosen=chosen),
             ),
-            "verdict": _extend(measured.verdict, gain),
+            "verdict": _extend(measured.verdict, gain, teacher_gain),
         }
     )
 
 
-def measure_gain(taught: Quality | None, alone: Quality | None) -> Gain | None:
-    """Return what the teacher added, with the error of the difference as of independent measurements."""
-    if taught is None or alone is None:
+def measure_gain(after: Quality | None, before: Quality | None) -> Gain | None:
+    """Return what was added to the second, with the error of the difference as of independent measurements."""
+    if after is None or before is None:
         return None
-    difference = taught.value - alone.value if taught.higher_is_better else alone.value - taught.value
+    difference = after.value - before.value if after.higher_is_better else before.value - after.value
     error = None
-    if taught.standard_error is not None and alone.standard_error is not None:
-        error = hypot(taught.standard_error, alone.standard_error)
+    if after.standard_error is not None and before.standard_error is not None:
+        error = hypot(after.standard_error, before.standard_error)
     return Gain(
-        metric=taught.metric,
+        metric=after.metric,
         value=difference,
         standard_error=error,
         helped=None if error is None else difference > CONFIDENCE * error,
@@ -71,6 +75,19 @@ def describe_gain(gain: Gain | None) -> str:
     return f"No gain is proven: {interval} against the same student without it, which is within noise."
 
 
+def describe_teacher_gain(gain: Gain) -> str:
+    """Return what the first stage was worth."""
+    size = f"{gain.metric} {gain.value:+.4f}"
+    if gain.standard_error is None:
+        return f"The teacher's training changed it by {size} (no standard error is known)."
+    interval = f"{size} +- {CONFIDENCE * gain.standard_error:.4f} (95 %)"
+    if gain.helped:
+        return f"The teacher's training made it better: {interval} against the uploaded model."
+    if gain.value < -CONFIDENCE * gain.standard_error:
+        return f"The teacher's training made it worse: {interval} against the uploaded model. Leave it out."
+    return f"No gain of the teacher's training is proven: {interval} against the uploaded model, which is within noise."
+
+
 def write_report(request: Distillation, metrics: Metrics, alone: Part | None) -> str:
     """Return report.md."""
     found = metrics.distillation
@@ -82,6 +99,7 @@ def write_report(request: Distillation, metrics: Metrics, alone: Part | None) ->
         "",
         describe_gain(found.gain),
         "",
+        *([describe_teacher_gain(found.teacher_gain), ""] if found.teacher_gain is not None else []),
         "| model | quality | latency p50 ms | against teacher | file bytes | parameters | MACs |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *(_row(each) for each in found.candidates),
@@ -142,7 +160,7 @@ def _describe(name: str, job_id: str, measured: Measurement, ratio: Ratio | None
     )
 
 
-def _extend(verdict: Verdict, gain: Gain | None) -> Verdict:
+def _extend(verdict: Verdict, gain: Gain | None, teacher_gain: Gain | None) -> Verdict:
     sentence = describe_gain(gain)
     noisy = gain is not None and gain.helped is False and abs(gain.value) <= CONFIDENCE * (gain.standard_error or 0.0)
     field = "warnings"
@@ -150,7 +168,10 @@ def _extend(verdict: Verdict, gain: Gain | None) -> Verdict:
         field = "better"
     elif noisy:
         field = "within_noise"
-    return verdict.model_copy(update={field: (*getattr(verdict, field), sentence)})
+    extended = verdict.model_copy(update={field: (*getattr(verdict, field), sentence)})
+    if teacher_gain is None or teacher_gain.helped:
+        return extended
+    return extended.model_copy(update={"warnings": (*extended.warnings, describe_teacher_gain(teacher_gain))})
 
 
 def _row(each: Candidate) -> str:

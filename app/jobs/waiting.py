@@ -12,7 +12,7 @@ from app.db.tables import JobRow, WorkerRow
 from app.jobs.events import change_with_event
 from app.jobs.lifecycle import State
 from app.jobs.needs import JobNeeds, capacity_of
-from app.jobs.workers import accepts_jobs, list_workers
+from app.jobs.workers import accepts_jobs, is_stopping, list_workers
 
 Reason = Literal["no_worker", "no_worker_can_run"]
 _NEEDS = (JobRow.needs_device, JobRow.needs_num_devices, JobRow.needs_memory_bytes, JobRow.needs_num_threads)
@@ -29,7 +29,7 @@ class Wait:
 
 def explain_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> Wait | None:
     """Return why none of the living workers can run a job, None where one can (it may be busy)."""
-    taking = [worker for worker in workers if accepts_jobs(worker)]
+    taking = [worker for worker in workers if accepts_jobs(worker) and not is_stopping(worker)]
     if not taking:
         return Wait(
             reason="no_worker",

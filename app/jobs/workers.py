@@ -45,6 +45,11 @@ def accepts_jobs(worker: WorkerRow) -> bool:
     return bool(worker.facts.get("accepts_jobs", True))
 
 
+def is_stopping(worker: WorkerRow) -> bool:
+    """Return whether the worker was told to stop: it takes no more jobs, and hands on the one it runs."""
+    return bool(worker.facts.get("stopping", False))
+
+
 def count_running(session: Session) -> Counter[str]:
     """Return how many jobs each worker is running."""
     owned = session.scalars(select(JobRow.worker_id).where(JobRow.state.in_(OWNED)))

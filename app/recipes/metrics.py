@@ -207,11 +207,12 @@ class Candidate(Spec):
 
 
 class Gain(Spec):
-    """What the teacher added: the student with it against the student without it."""
+    """What something added: the student with a teacher against the one without, the teacher after its training against
+    before."""
 
     metric: str
     value: float
-    """With - without, positive where the teacher helped, whatever the metric's direction."""
+    """With - without, positive where it helped, whatever the metric's direction."""
     standard_error: float | None
     """Of the difference, as if both were measured on different examples: an upper bound for positively correlated
     results."""
@@ -240,6 +241,8 @@ class DistillationMetrics(Spec):
     candidates: Items[Candidate]
     gain: Gain | None
     """None where there is no student without a teacher to compare with."""
+    teacher_gain: Gain | None = None
+    """What the first stage added to the uploaded model; None where the teacher was not trained."""
     values: dict[str, float]
     """The hyper-parameters that were chosen; empty without tuning."""
     trials: Items[Trial]

@@ -215,7 +215,7 @@ def workers_table(workers: Iterable[Worker]) -> Table:
         (
             (
                 w.id,
-                ", ".join(w.accepts) if w.accepts_jobs else "nothing: it cannot isolate jobs",
+                _accepted(w),
                 ", ".join(f"{gpu.index} {gpu.name}" for gpu in w.devices),
                 human_bytes(w.memory_bytes),
                 str(w.num_threads),
@@ -248,6 +248,12 @@ def _needs(needs: Needs) -> str:
     parts += [f"{human_bytes(needs.memory_bytes)} of memory"] if needs.memory_bytes else []
     parts += [f"{needs.num_threads} threads"] if needs.num_threads > 1 else []
     return ", ".join(parts)
+
+
+def _accepted(worker: Worker) -> str:
+    if worker.stopping:
+        return "nothing: it is stopping"
+    return ", ".join(worker.accepts) if worker.accepts_jobs else "nothing: it cannot isolate jobs"
 
 
 def techniques_table(techniques: Iterable[Technique]) -> Table:

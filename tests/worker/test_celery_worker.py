@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import select
 
 from app.db.tables import EventRow
-from app.jobs import cancel_job, relay_outbox
+from app.jobs import cancel_job, list_workers, relay_outbox
+from app.jobs.workers import is_stopping
 from tests.worker.conftest import Bench, Broker, Start, ids_of_workers, wait_until
 from worker.children import Child
 from worker.dispatch import make_publisher
@@ -248,6 +249,28 @@ def test_a_worker_that_is_stopped_gives_its_job_back_at_once(bench: Bench, start
     assert (job.state, job.max_attempts - job.attempt) == ("queued", 1), worker.tail(6000)
     assert bench.processes() == []
     assert ids_of_workers(bench) == set()
+
+
+@pytest.mark.faults
+def test_a_worker_that_stops_says_so_while_its_job_goes_on(bench: Bench, start: Start) -> None:
+    start("worker.dispatch")
+    worker = start(PARE_WORKER_STOP_SECONDS="6")
+    job_id = bench.queue(["say", "working"], ["sleep", 600])
+    wait_until(lambda: bench.read(job_id).stage == "working")
+    assert worker.process is not None
+
+    worker.process.terminate()
+
+    def is_told() -> bool:
+        with bench.database.read() as session:
+            return [is_stopping(each) for each in list_workers(session, 60)] == [True]
+
+    wait_until(is_told, what="the worker to say that it stops")
+    assert bench.read(job_id).state == "running"
+    with bench.database.session() as session:
+        cancel_job(session, "local", job_id)
+    assert worker.process.wait(60) == 0
+    assert bench.read(job_id).state == "cancelled"
 
 
 def test_poison_messages_harm_nothing(bench: Bench, broker: Broker, start: Start) -> None:

@@ -90,6 +90,7 @@ def test_parts_show_where_they_are_and_who_runs_them(client: TestClient, world: 
     (part,) = client.get(f"/v1/distillations/{parent}").json()["parts"]
     assert part["waiting"]["reason"] == "no_worker"
     assert client.get(f"/v1/jobs/{parent}").json()["waiting"]["detail"].startswith("teacher: no worker")
+    assert client.get(f"/v1/jobs/{parent}/logs").json()["fix"] == f"GET /v1/jobs?parent_id={parent} lists them."
     claim = world.start(part["job_id"], worker_id="w7")
     progress = Progress(stage="finetune", step=0, fraction=0.5, eta_seconds=7.0, message="step 3 of 9")
     with world.database.session() as session:

@@ -76,3 +76,26 @@ def test_every_stage_needs_what_the_request_asks_for(world: PipelineWorld) -> No
             )
         )
     assert [problem.pointer for problem in caught.value.errors] == ["/distillation/needs/num_devices"]
+
+
+@pytest.mark.parametrize(
+    ("quality", "words", "is_warned"),
+    [
+        (0.95, "made it better: accuracy +0.0500", False),
+        (0.9, "No gain of the teacher's training is proven: accuracy +0.0000", True),
+        (0.5, "made it worse: accuracy -0.4000 +- 0.0277 (95 %) against the uploaded model. Leave it out.", True),
+    ],
+    ids=["better", "noise", "worse"],
+)
+def test_the_report_says_what_the_training_of_the_teacher_was_worth(
+    world: PipelineWorld, quality: float, words: str, is_warned: bool
+) -> None:
+    parent = world.distill()
+    for name, value in (("teacher", quality), ("teacher_check", 0.0), ("student", 0.8), ("student_alone", 0.7)):
+        world.settle()
+        world.finish(parent, name, value)
+    world.settle()
+    assert words in world.read_text(parent, "report.md")
+    assert any(words in warning for warning in world.job(parent).verdict["warnings"]) is is_warned
+    found = world.job(parent).metrics["distillation"]["teacher_gain"]
+    assert found["value"] == pytest.approx(quality - 0.9)

@@ -54,6 +54,15 @@ def submit(world: World, age_seconds: float = 5, **needs: Any) -> str:
     return job_id
 
 
+def test_a_worker_that_is_stopping_runs_no_more_jobs(world: World) -> None:
+    register(world, "a", SMALL | {"stopping": True})
+    wait = explain(world, JobNeeds())
+    assert wait is not None
+    assert wait.reason == "no_worker"
+    register(world, "b", SMALL)
+    assert explain(world, JobNeeds()) is None
+
+
 @pytest.mark.parametrize(
     ("needs", "detail"),
     [
