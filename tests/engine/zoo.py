@@ -231,18 +231,21 @@ class Gpt(nn.Module):
         return self.head(self.norm(x))
 
 
-class Encoder(nn.Module):
-    """torch's own transformer: nn.MultiheadAttention, which holds the weights of its first projection itself."""
+class EncoderDecoder(nn.Module):
+    """torch's own transformer, its encoder and its decoder: nn.MultiheadAttention holds the weights of its first
+    projection itself, and cuts them where queries and keys are of two origins."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens = nn.Embedding(50, 32)
         block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
-        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(block, 1, enable_nested_tensor=False)
+        self.decoder = nn.TransformerDecoderLayer(32, 4, 64, batch_first=True)
         self.head = nn.Linear(32, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.blocks(self.tokens(tokens)).mean(1))
+        x = self.tokens(tokens)
+        return self.head(self.decoder(x, self.blocks(x)).mean(1))
 
 
 class TwoTower(nn.Module):
@@ -288,7 +291,7 @@ ZOO: dict[str, Entry] = {
     "gru_deep": Entry(lambda: Recurrent("gru", bidirectional=True, num_layers=2), _tokens(50, 7)),
     "vit": Entry(VisionTransformer, _images(3, 16)),
     "gpt": Entry(Gpt, _tokens(64, 9)),
-    "encoder": Entry(Encoder, _tokens(50, 7)),
+    "encoder_decoder": Entry(EncoderDecoder, _tokens(50, 7)),
     "two_tower": Entry(
         TwoTower,
         lambda batch: (torch.randn(batch, 8), (torch.randn(batch, 8), torch.randn(batch, 2))),

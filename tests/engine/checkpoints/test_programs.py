@@ -121,6 +121,17 @@ def test_masks_and_shared_parameters_come_back(tmp_path: Path) -> None:
     assert_same(restored, program)
 
 
+def test_names_are_those_of_the_program_that_was_written(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    teacher, student = open_model("mlp", tmp_path / "teacher"), open_model("encoder_decoder", tmp_path)
+    assert student.renamed
+    assert student.joined
+
+    restored = write_and_read(student, teacher, tmp_path)
+
+    assert (restored.renamed, restored.joined) == (student.renamed, student.joined)
+
+
 def test_tensors_that_share_memory_are_stored_once(tmp_path: Path) -> None:
     tensor = torch.randn(1000)
     written = write_archive(tmp_path / "a", {"text": "x"}, {"one": tensor, "two": tensor, "empty": torch.zeros(0, 3)})

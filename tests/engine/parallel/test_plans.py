@@ -63,7 +63,7 @@ def open_cnn() -> tuple[Program, BoundExamples]:
 
 @cache
 def open_encoder() -> tuple[Program, BoundExamples]:
-    program = without_dropout(make_zoo("encoder"))
+    program = without_dropout(make_zoo("encoder_decoder"))
     rows = {"tokens": program.example_inputs(96)[0].numpy(), "label": np.arange(96) % 3}
     labels = {"task": "classification", "label_column": "label"}
     return program, bind(program, make_folder(), rows, {"tokens": 1.0}, by_name=True, **labels)

@@ -16,6 +16,7 @@ from worker.engine.programs.export_onnx import export_onnx
 from worker.engine.programs.export_pt2 import export_pt2
 from worker.engine.programs.export_safetensors import export_safetensors
 from worker.engine.programs.intake import open_program
+from worker.engine.programs.original_names import restore_state
 from worker.engine.programs.program import Program
 
 MODE_FREE = {"mlp", "two_tower"}
@@ -57,7 +58,7 @@ def test_imported_outputs_equal_and_training_changes_the_weights(
         expected = pytree.tree_leaves(model(*inputs, **keywords))
     assert_equal(evaluate(program.module, tuple(pytree.tree_leaves((inputs, keywords)))), expected)
 
-    names = {program.renamed.get(key, key) for key in program.module.state_dict()}
+    names = set(restore_state(program.module.state_dict(), program))
     assert names == set(model.state_dict())
     assert program.exported_in == ("train" if training and name not in MODE_FREE else "eval")
     assert program.signature.batch_size == (None if dynamic else 4)
@@ -115,7 +116,7 @@ def test_exports_load_and_agree(name: str, tmp_path: Path) -> None:
 
     export_safetensors(program, tmp_path / "result.safetensors")
     stored = load_file(tmp_path / "result.safetensors")
-    state = {program.renamed.get(key, key): value for key, value in program.module.state_dict().items()}
+    state = restore_state(program.module.state_dict(), program)
     assert set(stored) == set(state) == set(torch.export.load(tmp_path / "result.pt2").state_dict)
     assert set(state) == set(make_model(name).state_dict()), "it can be loaded into the model's own code"
     assert all(torch.equal(stored[key], state[key]) for key in state)

@@ -66,6 +66,7 @@ EXPECTED_LAYERS = {
     "vit": {"blocks.0.attention.qkv", "blocks.0.mlp.0", "blocks.1.attention.qkv", "blocks.1.mlp.0", "patch"},
     "gpt": {"blocks.0.attention.qkv", "blocks.1.mlp.0", "tokens"},
     "lstm": {"embedding", "rnn"},
+    "encoder_decoder": {"blocks.layers.0.self_attn.in_proj", "decoder.multihead_attn.in_proj_kv", "decoder.linear1"},
 }
 
 

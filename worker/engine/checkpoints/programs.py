@@ -57,6 +57,8 @@ def encode_program(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]
         "masks": list(program.masks),
         "encodings": encodings,
         "tied": [list(group) for group in program.tied],
+        "renamed": program.renamed,
+        "joined": {name: list(pieces) for name, pieces in program.joined.items()},
     }
     return structure, tensors
 
@@ -77,6 +79,8 @@ def decode_program(structure: dict[str, Any], tensors: dict[str, Tensor], origin
             original,
             module=module,
             tied=tuple(tuple(group) for group in structure["tied"]),
+            renamed=structure["renamed"],
+            joined={name: tuple(pieces) for name, pieces in structure["joined"].items()},
             masks={name: tensors[f"mask/{name}"].clone() for name in structure["masks"]},
             encodings=encodings,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from worker.engine.programs.original_names import restore_state
 from worker.engine.programs.program import Program
 
 
@@ -13,8 +14,8 @@ def export_safetensors(program: Program, path: Path) -> None:
     """Write `path`. A tensor with several names is stored once per name; the file's metadata lists such groups."""
     # The format knows no sharing: each name gets its own copy.
     tensors = {
-        program.renamed.get(name, name): tensor.detach().contiguous().clone(memory_format=torch.contiguous_format)
-        for name, tensor in program.module.state_dict().items()
+        name: tensor.detach().contiguous().clone(memory_format=torch.contiguous_format)
+        for name, tensor in restore_state(program.module.state_dict(), program).items()
     }
     metadata = {"format": "pt"}
     if program.tied:

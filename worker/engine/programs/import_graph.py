@@ -9,10 +9,13 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from worker.engine.programs.attention_products import join_attention
+from worker.engine.programs.attention_shapes import part_heads_from_batch
 from worker.engine.programs.layers import BUILDERS, Call, Layer, arguments_of, is_affine
 from worker.engine.programs.module_tree import ModuleTree
 from worker.engine.programs.operators import ASSERTIONS, AUTOCAST, GRAD_MODE
 from worker.engine.programs.program import Program
+from worker.engine.programs.projections import name_projections
 from worker.engine.programs.rejections import reject
 from worker.engine.programs.reshapes import free_sizes
 from worker.engine.programs.signature import build_signature
@@ -46,11 +49,15 @@ class _Importer:
         """num_batches_tracked buffer -> the new node that counts it up."""
         self._turned: set[fx.Node] = set()
         """Old nodes of matrices that are stored transposed."""
+        self._gone: set[fx.Node] = set()
+        """Old nodes that only cut a weight into those that are stored now."""
         self._trains = False
 
     def run(self, output_names: tuple[str, ...]) -> Program:
         exported = self._exported
         specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+        join_attention(exported.graph)
+        part_heads_from_batch(exported.graph)
         for node in exported.graph.nodes:
             if node.op != "placeholder":
                 continue
@@ -61,7 +68,7 @@ class _Importer:
             else:
                 self._values[node] = self._graph.placeholder(node.name)
         self._turn_input_major_weights()
-        self._name_projections()
+        self._gone = name_projections(self._names, self._tree)
         for node in exported.graph.nodes:
             if node.op not in ("placeholder", "output"):
                 self._copy(node, exported.graph_module)
@@ -73,6 +80,7 @@ class _Importer:
             exported_in="train" if self._trains else "eval",
             tied=self._tree.tied,
             renamed=self._tree.renamed,
+            joined=self._tree.joined,
         )
 
     def _turn_input_major_weights(self) -> None:
@@ -84,22 +92,6 @@ class _Importer:
             if held_once and node.users and all(is_affine(user, node, self._names) for user in node.users):
                 self._tree.transpose(name)
                 self._turned.add(node)
-
-    def _name_projections(self) -> None:
-        # nn.MultiheadAttention holds in_proj_weight and in_proj_bias itself; under in_proj they are a linear layer.
-        nodes = {name: node for node, name in self._names.items()}
-        for name, node in list(nodes.items()):
-            stem = name.removesuffix("_weight")
-            if stem == name or not node.users or not all(_multiplies_by(user, node) for user in node.users):
-                continue
-            held = {"weight": node}
-            if (bias := nodes.get(f"{stem}_bias")) is not None:
-                held["bias"] = bias
-            given = {arguments_of(user)["bias"] for user in node.users}
-            if given == {bias} and (bias is None or bias.users.keys() == node.users.keys()):
-                new = {f"{stem}.{attribute}": self._names[each] for attribute, each in held.items()}
-                if self._tree.rename(stem, new):
-                    self._names |= {each: f"{stem}.{attribute}" for attribute, each in held.items()}
 
     def _finish(self, output: fx.Node) -> None:
         results, outputs = self._exported.graph_signature.output_specs, []
@@ -133,7 +125,7 @@ class _Importer:
 
     def _copy(self, node: fx.Node, owner: nn.Module) -> None:
         target = node.target
-        if node.op == "get_attr":
+        if node.op == "get_attr" or node in self._gone or node in self._names:
             return
         if isinstance(target, torch._ops.HigherOrderOperator):
             self._inline(node, owner)
@@ -244,14 +236,6 @@ class _Importer:
             if all(isinstance(state, fx.Node) and state.target is aten.zeros.default for state in states):
                 inputs = inputs[:1]
         return tuple(fx.node.map_aggregate(inputs, self._value))
-
-
-def _multiplies_by(node: fx.Node, weight: fx.Node) -> bool:
-    """Whether a node is input @ weight.T, with or without a bias."""
-    if node.target is not aten.linear.default:
-        return False
-    given = arguments_of(node)
-    return given["weight"] is weight and given["input"] is not weight and given["bias"] is not weight
 
 
 def _module_path(node: fx.Node) -> str:

@@ -1,6 +1,7 @@
 """The modules of an imported program: layers and containers at the original names, tied tensors shared."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -27,6 +28,8 @@ class ModuleTree:
         self.tied = tuple(tuple(names) for names in groups.values() if len(names) > 1)
         self.renamed: dict[str, str] = {}
         """Name of a tensor here -> its name in the model."""
+        self.joined: dict[str, tuple[str, ...]] = {}
+        """Name of a tensor in the model -> the names of its pieces here."""
 
     def transpose(self, name: str) -> None:
         """Store a matrix as its transpose from here on. It must have this one name only."""
@@ -41,18 +44,36 @@ class ModuleTree:
 
         It is taken too where what would hold the layer has a weight of its own: that is a layer, which holds none.
         """
-        owner, _, name = path.rpartition(".")
-        if not name or f"{owner}.weight".lstrip(".") in self.tensors:
-            return False
-        shared = {name for group in self.tied for name in group}
-        taken = any(name == path or name.startswith(f"{path}.") for name in self.tensors)
-        stored = all(isinstance(self.tensors[name], nn.Parameter) for name in names.values())
-        if taken or not stored or not shared.isdisjoint(names.values()):
+        if not self._has_room([path], names.values()):
             return False
         for new, name in names.items():
             self.tensors[new] = self.tensors.pop(name)
             self.renamed[new] = name
         return True
+
+    def cut(self, paths: list[str], names: dict[str, list[str]], rows: list[int]) -> bool:
+        """Let pieces of parameters be those of layers at `paths` (name -> new names); False as for `rename`.
+
+        `rows`: length of each piece on axis 0.
+        """
+        if not self._has_room(paths, names):
+            return False
+        for name, pieces in names.items():
+            whole = self.tensors.pop(name)
+            for piece, values in zip(pieces, whole.detach().split(rows), strict=True):
+                self.tensors[piece] = nn.Parameter(values.clone(), requires_grad=whole.requires_grad)
+            self.joined[name] = tuple(pieces)
+        return True
+
+    def _has_room(self, paths: list[str], names: Iterable[str]) -> bool:
+        shared = {name for group in self.tied for name in group}
+        for path in paths:
+            owner, _, last = path.rpartition(".")
+            if not last or f"{owner}.weight".lstrip(".") in self.tensors:
+                return False
+            if any(name == path or name.startswith(f"{path}.") for name in self.tensors):
+                return False
+        return all(isinstance(self.tensors[name], nn.Parameter) and name not in shared for name in names)
 
     def place(self, module: nn.Module, held: dict[str, str], caller: str) -> str | None:
         """Put a layer where the model had it and return its path; None where the tensors' names fit no layer.

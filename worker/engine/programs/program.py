@@ -41,6 +41,8 @@ class Program:
     """Groups of parameter names that share one tensor."""
     renamed: dict[str, str] = field(default_factory=dict)
     """Name of a parameter -> the name that it has in the model, and in its files for torch."""
+    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name in the model of a parameter that several are here, the rows of one after the other -> their names."""
     masks: dict[str, Tensor] = field(default_factory=dict)
     """Parameter name -> bool mask, False where a pruned weight must stay zero. Training re-applies them."""
     encodings: dict[str, Encoding] = field(default_factory=dict)
