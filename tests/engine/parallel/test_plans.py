@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -148,13 +149,21 @@ def test_bf16_differs_by_its_own_rounding_only() -> None:
     compare("gpt", {"data": 2}, 0.02, precision="bf16")
 
 
+def open_limited() -> tuple[Program, BoundExamples]:
+    """Return a model that takes three examples at a time at most."""
+    program = make_cnn(4)
+    program.signature = replace(program.signature, dynamic_ranges={"batch": (1, 3)})
+    return program, digit_examples(program, make_folder())
+
+
 WORLDS: dict[str, Callable[[], tuple[Program, BoundExamples]]] = {
-    "gpt": open_gpt, "cnn": open_cnn, "few": open_few,
+    "gpt": open_gpt, "cnn": open_cnn, "few": open_few, "limited": open_limited,
 }  # fmt: skip
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "batch norm and micro-batches": ("cnn", {"pipeline": 2}, "batch_norm_in_pipeline"),
     "convolutions": ("cnn", {"tensor": 2}, "no_tensor_plan"),
     "more stages than layers": ("cnn", {"pipeline": 6, "num_microbatches": 1}, "too_few_layers"),
+    "fewer rows at a time than parts": ("limited", {"data": 4}, "fixed_batch_not_divisible"),
     "fewer rows than parts": ("few", {"data": 4}, "too_few_examples"),
 }
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from app.recipes.data import Data
 from app.recipes.facts import TensorFacts
+from app.recipes.training import TrainingSettings
 from worker.engine.errors import RecipeRefused
 from worker.engine.programs.program import Signature
 from worker.engine.training.binding import bind_input
 from worker.engine.training.examples import BoundExamples, open_examples
+from worker.engine.training.feeding import drops_last
 
 ID = "dst_" + "a" * 26
 OTHER_ID = "dst_" + "b" * 26
@@ -154,6 +156,7 @@ def test_a_largest_batch_is_respected(tmp_path: Path) -> None:
     model = Signature(plain.inputs, plain.outputs, None, {"batch": (1, 5)})
     examples = open_table(tmp_path, {"x": np.zeros((30, 1), np.float32)}, model)
     assert max(len(i[0]) for i, _ in examples.training_batches(64, seed=0)) == 5
+    assert drops_last(examples, TrainingSettings(batch_size=64)), "as with batches of 5"
 
 
 def test_too_few_rows_for_a_fixed_batch(tmp_path: Path) -> None:

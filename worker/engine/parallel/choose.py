@@ -32,7 +32,7 @@ def choose_strategy(
     plan, batch_size = settings.parallel, settings.batch_size
     if plan is None or plan.num_ranks == 1:
         return Alone(module, compile_module(module, program.device) if settings.compile else module)
-    _check_examples(plan, examples)
+    _check_examples(plan, examples, batch_size)
     assert isinstance(module, fx.GraphModule), "what is trained is an imported graph"
     group = current_group()
     if plan.pipeline > 1:
@@ -47,13 +47,14 @@ def choose_strategy(
     return Replicas(module, extra, group)
 
 
-def _check_examples(plan: Parallel, examples: BoundExamples) -> None:
-    parts = plan.data * plan.microbatches
-    if parts > 1 and examples.fixed_batch is not None:
+def _check_examples(plan: Parallel, examples: BoundExamples, batch_size: int) -> None:
+    parts, largest = plan.data * plan.microbatches, examples.limit_batch(batch_size)
+    if parts > 1 and (examples.fixed_batch is not None or largest < parts):
+        limit = "exactly" if examples.fixed_batch is not None else "at most"
         raise RecipeRefused(
-            f"the model takes exactly {examples.fixed_batch} examples at a time, which {plan.describe()} cannot divide",
+            f"the model takes {limit} {largest} examples at a time, which {plan.describe()} cannot divide",
             code="fixed_batch_not_divisible",
-            fix="Export the model with a dynamic batch, or leave parallel out.",
+            fix="Export the model with a dynamic batch without that limit, or leave parallel out.",
         )
     if examples.num_training < parts:
         raise RecipeRefused(

@@ -31,6 +31,7 @@ from worker.engine.quantization.int8_effects import measure_int8_effects
 from worker.engine.quantization.preparation import fold_batch_norms
 from worker.engine.techniques.base import Context, Outcome
 from worker.engine.training.examples import BoundExamples
+from worker.engine.training.feeding import drops_last
 from worker.engine.training.loop import train
 from worker.engine.training.summary import warn_about_plan
 
@@ -170,7 +171,7 @@ class _Freezing:
 
 def _count_steps(examples: BoundExamples, step: QuantizeAwareTraining) -> int:
     used = examples.set_apart() if step.keep_best else examples
-    num_batches = used.num_training_batches(step.batch_size, drop_last=used.num_training >= step.batch_size)
+    num_batches = used.num_training_batches(step.batch_size, drop_last=drops_last(used, step))
     return min(step.epochs * num_batches, step.max_steps or step.epochs * num_batches)
 
 

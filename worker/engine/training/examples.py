@@ -60,7 +60,7 @@ class BoundExamples:
 
         A model with a fixed batch gets exactly that batch, and an incomplete last one is dropped.
         """
-        size = self._batch_size(batch_size)
+        size = self.limit_batch(batch_size)
         rows = np.random.default_rng(seed).permutation(self._training_rows)
         if self.fixed_batch is not None and len(rows) < size:
             raise RecipeRefused(
@@ -76,7 +76,7 @@ class BoundExamples:
 
     def num_training_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches `training_batches` yields."""
-        size = self._batch_size(batch_size)
+        size = self.limit_batch(batch_size)
         whole, rest = divmod(self.num_training, size)
         return whole + (1 if rest and not drop_last and self.fixed_batch is None else 0)
 
@@ -90,7 +90,7 @@ class BoundExamples:
 
     def padded_batches(self, batch_size: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None, int]]:
         """Yield (inputs, labels, number of real rows) over the held-out part, in order."""
-        size = self._batch_size(batch_size)
+        size = self.limit_batch(batch_size)
         for start in range(0, self.num_evaluation, size):
             chosen = self._evaluation_rows[start : start + size]
             num_rows = len(chosen)
@@ -121,7 +121,8 @@ class BoundExamples:
         part._evaluation = self._training
         return part
 
-    def _batch_size(self, asked: int) -> int:
+    def limit_batch(self, asked: int) -> int:
+        """Return how many examples the model takes at a time where so many are asked for."""
         if self.fixed_batch is not None:
             return self.fixed_batch
         return asked if self._largest_batch is None else min(asked, self._largest_batch)

@@ -39,4 +39,4 @@ def _split(run: Run, batch: Batch, examples: BoundExamples, settings: TrainingSe
 
 def drops_last(examples: BoundExamples, settings: TrainingSettings) -> bool:
     """Leave out an incomplete last batch, which batch norm dislikes, unless it is all there is."""
-    return examples.num_training >= settings.batch_size
+    return examples.num_training >= examples.limit_batch(settings.batch_size)
