@@ -43,6 +43,8 @@ def without_dropout(program: Program) -> Program:
     for layer in program.module.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
+        elif isinstance(layer, nn.RNNBase):
+            layer.dropout = 0.0
     return program
 
 

@@ -19,10 +19,12 @@ from tests.engine.techniques.opening import open_module
 from worker.engine.devices import CPU
 from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.choose import choose_strategy
+from worker.engine.parallel.region import find_region
 from worker.engine.parallel.stages import choose_cuts, cut
 from worker.engine.parallel.states import State, gather_state
 from worker.engine.parallel.strategy import Objective
 from worker.engine.programs.program import Program
+from worker.engine.pruning.groups import find_channels
 from worker.engine.training import loop
 from worker.engine.training.examples import BoundExamples
 from worker.engine.training.optimizers import make_optimizer
@@ -110,6 +112,14 @@ def test_or_it_is_refused(name: str, plan: dict[str, Any], code: str, tmp_path: 
 
     assert step.parallel is not None
     assert run_forked(step.parallel, tmp_path / "meeting", refuse) == code
+
+
+def test_no_rank_can_normalize_a_part_of_the_channels(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(16, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    program = open_module(module, (torch.zeros(2, 16),), tmp_path)
+    channels = find_channels(program)
+    (group,) = channels.groups
+    assert find_region(program, channels.flow, group) is None
 
 
 def test_a_stage_tells_what_became_of_its_own_buffers(tmp_path: Path) -> None:
