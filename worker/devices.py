@@ -76,7 +76,7 @@ def _with_driver(folders: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(folder.resolve() for folder in folders if (folder / _LIBRARY).exists())
 
 
-def make_memory_node(node: Path = _UVM) -> None:
+def make_memory_node(node: Path) -> None:
     """Have the driver's own program make the node of unified memory, which CUDA cannot do without: the first CUDA
     program after a boot has it made, and an engine in its sandbox may not."""
     program = shutil.which("nvidia-modprobe")
@@ -89,14 +89,14 @@ def make_memory_node(node: Path = _UVM) -> None:
         )  # fmt: skip
 
 
-def find_gpus(proc: Path = _PROC) -> tuple[Gpu, ...]:
+def find_gpus(proc: Path = _PROC, memory_node: Path = _UVM) -> tuple[Gpu, ...]:
     """Return the GPUs that this process may use, in the driver's order; none where there is no driver."""
     from_files = read_proc(proc)
     found = parse_listing(_ask_driver()) or from_files
     minors = {gpu.uuid: gpu.minor for gpu in from_files}
     gpus = tuple(replace(gpu, minor=minors.get(gpu.uuid)) for gpu in found)
     if gpus:
-        make_memory_node()
+        make_memory_node(memory_node)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return gpus

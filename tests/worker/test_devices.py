@@ -12,7 +12,6 @@ from worker.devices import (
     find_driver_folders,
     find_gpus,
     list_nodes,
-    make_memory_node,
     parse_listing,
     parse_sets,
     read_proc,
@@ -105,14 +104,14 @@ def test_the_drivers_libraries_are_looked_for_where_nobody_told_the_linker(
     assert find_driver_folders([str(tmp_path / "usual")]) == ()
 
 
-def test_the_drivers_program_makes_the_node_that_is_missing(program: Path, tmp_path: Path) -> None:
+def test_the_drivers_program_makes_the_node_that_is_missing(program: Path, proc: Path, tmp_path: Path) -> None:
     node = tmp_path / "nvidia-uvm"
-    make_memory_node(node)
+    find_gpus(proc, node)
     maker = program.with_name("nvidia-modprobe")
     maker.write_text(f'#!/bin/sh\necho "$@" >> {node}\n')
     maker.chmod(0o755)
-    make_memory_node(node)
-    make_memory_node(node)
+    find_gpus(proc, node)
+    find_gpus(proc, node)
     assert node.read_text() == "-c 0 -u\n"
 
 
