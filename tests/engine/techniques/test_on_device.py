@@ -24,7 +24,7 @@ LONG = (
     "quantize_int4_gptq-cnn", "quantize_int4_of_pruned-cnn", "quantize_mixed-cnn", "quantize_mixed-transformer",
     "quantize_int8_gptq-cnn", "quantize_int8_gptq-transformer", "quantize_int8_static-cnn", "quantize_int8_torch-cnn",
     "quantize_int8_torch-transformer", "quantize_int8_torch_weights-cnn", "quantize_int8_torch_weights-transformer",
-    "quantize_aware_training-transformer",
+    "quantize_aware_training-cnn", "quantize_aware_training-transformer",
 )  # fmt: skip
 QUICK = ("student", "symmetric_int4")
 CHOSEN = [
