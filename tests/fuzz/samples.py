@@ -56,6 +56,20 @@ class _Tokens(nn.Module):
         return self.head(torch.cat([left, right], 2)), left.sum((1, 2))
 
 
+class _Attention(nn.Module):
+    """What intake writes anew: heads in the batch, a mask for each of them, a projection that is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.own(x, src_key_padding_mask=x[:, :, 0] > 9)
+        found: Tensor = self.cross(y, x, x)[0]
+        return found
+
+
 @cache
 def make_samples(format: str) -> tuple[Upload, ...]:
     """Return valid files of a format."""
@@ -67,10 +81,11 @@ def make_samples(format: str) -> tuple[Upload, ...]:
 
 
 def _pt2(place: Path) -> list[Upload]:
-    shapes: list[Any] = [({0: Dim("n"), 2: Dim("h", min=5, max=64)},), ({0: Dim("n")},)]
+    shapes: list[Any] = [({0: Dim("n"), 2: Dim("h", min=5, max=64)},), ({0: Dim("n")},), ({0: Dim("n")},)]
     given: list[tuple[nn.Module, Tensor]] = [
         (_Convolutions(), torch.randn(3, 1, 9, 9)),
         (_Tokens(), torch.ones(3, 5, dtype=torch.long)),
+        (_Attention(), torch.randn(3, 5, 8)),
     ]
     found = []
     for (model, example), dynamic in zip(given, shapes, strict=True):
