@@ -5,6 +5,7 @@ import platform
 import secrets
 import socket
 import threading
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.db.session import Database
 from app.errors import PareError
 from app.jobs import register_worker, remove_worker, touch_worker
+from app.jobs.workers import change_worker
 from worker.sandbox.isolation import Isolation
 from worker.shares import Share
 
@@ -59,7 +61,13 @@ class Presence(threading.Thread):
     """Registers the worker and says again and again that it lives."""
 
     def __init__(
-        self, database: Database, worker_id: str, queues: str, facts: dict[str, Any], interval_seconds: float
+        self,
+        database: Database,
+        worker_id: str,
+        queues: str,
+        facts: dict[str, Any],
+        interval_seconds: float,
+        find_shortage: Callable[[], str | None],
     ) -> None:
         super().__init__(name="presence", daemon=True)
         self._database = database
@@ -67,6 +75,8 @@ class Presence(threading.Thread):
         self._queues = queues
         self._facts = facts
         self._interval_seconds = interval_seconds
+        self._find_shortage = find_shortage
+        self._changing = threading.Lock()
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -76,21 +86,28 @@ class Presence(threading.Thread):
                 with self._database.session() as session:
                     if not touch_worker(session, self._worker_id):
                         self._register(session)
+                self._change(disk_problem=self._find_shortage())
             except PareError as error:
                 _log.warning("the worker cannot say that it is alive", error=error.code)
             if self._ended.wait(self._interval_seconds):
                 return
 
     def announce_stop(self) -> None:
-        """Say once that it takes no more jobs; it stays alive while it runs one."""
-        if self._facts.get("stopping"):
-            return
-        self._facts |= {"stopping": True}
+        """Say that it takes no more jobs; it stays alive while it runs one."""
         try:
-            with self._database.session() as session:
-                self._register(session)
+            self._change(stopping=True)
         except PareError as error:
             _log.warning("the worker cannot say that it stops", error=error.code)
+
+    def _change(self, **facts: object) -> None:
+        """Write facts down that are new."""
+        with self._changing:
+            if all(self._facts.get(name) == value for name, value in facts.items()):
+                return
+            changed = self._facts | facts
+            with self._database.session() as session:
+                change_worker(session, self._worker_id, changed)
+            self._facts = changed
 
     def _register(self, session: Session) -> None:
         host = socket.gethostname()[:255]

@@ -31,6 +31,8 @@ class WorkerSettings(BaseSettings):
     """Everything serves one person on this machine: jobs run even where no isolation works."""
     standby: bool = True
     """Keep an engine process warm, so that a job starts at once."""
+    min_disk_bytes: int = Field(256 * MIB, ge=0)
+    """A worker takes no jobs while the disk for their files has less than this left."""
     stop_seconds: float = Field(25, ge=0)
     """How long a stopping worker lets its jobs go on before it gives them back."""
     checkpoint_grace_seconds: float = Field(5, ge=0)

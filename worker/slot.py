@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 from app.db.session import Database
@@ -70,12 +71,15 @@ def open_slot(settings: Settings, worker: WorkerSettings, share: Share | None = 
     storage = open_storage(settings.storage_url, settings.storage_reserve_bytes)
     workspace = Workspace(settings.data_dir / "work", worker_id)
     standby = Standby(EngineFactory(settings, worker, isolation, workspace.path, share.gpus), keep_warm=worker.standby)
-    supervisor = Supervisor(database, storage, settings, worker, isolation, standby, worker_id, share.capacity)
+    find_shortage = partial(workspace.find_shortage, worker.min_disk_bytes)
+    supervisor = Supervisor(
+        database, storage, settings, worker, isolation, standby, worker_id, share.capacity, find_shortage
+    )
     facts = describe_worker(isolation, supervisor.accepts_jobs, share)
     interval_seconds = min(
         settings.heartbeat_seconds, settings.worker_seen_seconds / 4, settings.health_seen_seconds / 4
     )
-    presence = Presence(database, worker_id, name_queues(share.accepts), facts, interval_seconds)
+    presence = Presence(database, worker_id, name_queues(share.accepts), facts, interval_seconds, find_shortage)
     presence.start()
     if supervisor.accepts_jobs:
         standby.open()

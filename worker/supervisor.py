@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -32,6 +33,8 @@ class Supervisor:
     worker_id: str
     capacity: Capacity
     """What it has for a job."""
+    find_shortage: Callable[[], str | None]
+    """Returns why the disk has no space for a job; None where it has."""
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when the worker stops: a running job is given back."""
     busy: bool = False
@@ -51,6 +54,10 @@ class Supervisor:
         """
         if not self.accepts_jobs:
             _log.warning("job left waiting: no isolation works here", job_id=hint, problems=self.isolation.problems)
+            return False
+        if (shortage := self.find_shortage()) is not None:
+            # It would fail this job, and every other one after it.
+            _log.warning("job left waiting: no space on the disk", job_id=hint, problem=shortage)
             return False
         self.busy = True
         try:

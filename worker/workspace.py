@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from pathlib import Path
 
+from app.settings import MIB
 from worker.sandbox.launch import remove_directory
 
 _OLD_SECONDS = 3600.0
@@ -26,6 +28,11 @@ class Workspace:
     def path(self) -> Path:
         """Where the engines' directories go."""
         return self._path
+
+    def find_shortage(self, min_bytes: int) -> str | None:
+        """Return what is missing where the disk has less than so many bytes left."""
+        free = shutil.disk_usage(self._path.parent).free  # which outlives this directory
+        return f"its disk has {free / MIB:.0f} MiB left, of {min_bytes / MIB:.0f}" if free < min_bytes else None
 
     def remove(self) -> None:
         """Remove it with all that is in it."""

@@ -12,7 +12,7 @@ from app.db.tables import JobRow, WorkerRow
 from app.jobs.events import change_with_event
 from app.jobs.lifecycle import State
 from app.jobs.needs import JobNeeds, capacity_of
-from app.jobs.workers import accepts_jobs, is_stopping, list_workers
+from app.jobs.workers import accepts_jobs, find_disk_problem, is_stopping, list_workers
 
 Reason = Literal["no_worker", "no_worker_can_run"]
 _NEEDS = (JobRow.needs_device, JobRow.needs_num_devices, JobRow.needs_memory_bytes, JobRow.needs_num_threads)
@@ -37,7 +37,11 @@ def explain_wait(needs: JobNeeds, workers: Sequence[WorkerRow]) -> Wait | None:
             fix="Start a worker; GET /v1/workers lists those that are there.",
         )
     has = {worker.id: capacity_of(worker) for worker in taking}
-    lacks = {worker_id: capacity.find_lacks(needs) for worker_id, capacity in has.items()}
+    problems = {worker.id: f"takes none now: {problem}" for worker in taking if (problem := find_disk_problem(worker))}
+    lacks = {
+        worker_id: [*capacity.find_lacks(needs), *([problems[worker_id]] if worker_id in problems else [])]
+        for worker_id, capacity in has.items()
+    }
     # One of the right kind is closer than any of the other.
     closest = min(lacks, key=lambda name: (needs.device not in has[name].accepts, len(lacks[name]), name))
     if not lacks[closest]:

@@ -11,7 +11,7 @@ from app.jobs.lifecycle import CHECKS
 from app.jobs.needs import Capacity, capacity_of
 from app.jobs.order import can_run, find_saturated
 from app.jobs.outbox import enqueue
-from app.jobs.workers import accepts_jobs, count_running
+from app.jobs.workers import accepts_jobs, count_running, find_disk_problem
 from app.recipes.needs import DEVICE_KINDS, DeviceKind
 
 
@@ -29,7 +29,8 @@ def wake_workers(
     those of owners of whom as many run as may (`max_running`, or their own limit).
     """
     running = count_running(session)
-    idle = [capacity_of(worker) for worker in workers if accepts_jobs(worker) and not running[worker.id]]
+    able = [worker for worker in workers if accepts_jobs(worker) and find_disk_problem(worker) is None]
+    idle = [capacity_of(worker) for worker in able if not running[worker.id]]
     saturated = find_saturated(session, max_running)
     woken = []
     for kind in DEVICE_KINDS:

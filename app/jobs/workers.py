@@ -22,6 +22,16 @@ def register_worker(session: Session, worker_id: str, *, host: str, queue: str, 
     return worker
 
 
+def change_worker(session: Session, worker_id: str, facts: dict[str, Any]) -> None:
+    """Write down new facts of a worker that is there."""
+    session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.id == worker_id)
+        .values(facts=facts)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def touch_worker(session: Session, worker_id: str) -> bool:
     """Note that the worker is alive; False means it must register again."""
     touched = session.scalar(
@@ -48,6 +58,12 @@ def accepts_jobs(worker: WorkerRow) -> bool:
 def is_stopping(worker: WorkerRow) -> bool:
     """Return whether the worker was told to stop: it takes no more jobs, and hands on the one it runs."""
     return bool(worker.facts.get("stopping", False))
+
+
+def find_disk_problem(worker: WorkerRow) -> str | None:
+    """Return why the worker takes no jobs for now: its disk has no space for their files; None where it has."""
+    problem: str | None = worker.facts.get("disk_problem")
+    return problem
 
 
 def count_running(session: Session) -> Counter[str]:

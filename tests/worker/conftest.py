@@ -172,6 +172,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     worker = WorkerSettings(
         engine_command=(sys.executable, "-S", str(ENGINES / "scripted.py"), "{job}", marker),
         engine_code=(ENGINES,), cancel_poll_seconds=0.1, progress_interval_seconds=0.05, stop_seconds=1,
+        min_disk_bytes=2**20,
     )  # fmt: skip
     database = Database(url)
     yield Bench(database, open_storage(settings.storage_url), settings, worker, marker)

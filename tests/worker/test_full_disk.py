@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker.conftest import Bench
+from app.jobs import list_workers
+from app.jobs.workers import find_disk_problem
+from tests.worker.conftest import Bench, wait_until
 from worker.slot import Slot
 
 Slots = Callable[..., Slot]
@@ -50,3 +52,25 @@ def test_a_job_that_fills_the_disk_is_storage_full(
     slot.supervisor.run(healthy := bench.queue(["finish"]))
     assert bench.read(healthy).state == "succeeded"
     assert count_bytes(small_work) < 100_000
+
+
+def test_a_worker_whose_disk_is_full_leaves_jobs_to_others_until_it_has_space(
+    bench: Bench, small_work: Path, open_slots: Slots
+) -> None:
+    slot = open_slots(bench, standby=False)
+    job_id = bench.queue(["finish"])
+
+    def find_problem() -> str | None:
+        with bench.database.read() as session:
+            (worker,) = list_workers(session, 60)
+            return find_disk_problem(worker)
+
+    (small_work / "fill").write_bytes(bytes(4 * 2**20 + 2**19))
+    assert not slot.supervisor.run(job_id)
+    assert (bench.read(job_id).state, bench.read(job_id).attempt) == ("queued", 0), "no attempt was wasted"
+    wait_until(lambda: "MiB left" in (find_problem() or ""), what="the worker to say so")
+
+    (small_work / "fill").unlink()
+    assert slot.supervisor.run(job_id)
+    assert bench.read(job_id).state == "succeeded"
+    wait_until(lambda: find_problem() is None, what="the worker to take it back")

@@ -54,11 +54,15 @@ def submit(world: World, age_seconds: float = 5, **needs: Any) -> str:
     return job_id
 
 
-def test_a_worker_that_is_stopping_runs_no_more_jobs(world: World) -> None:
+def test_a_worker_that_stops_or_has_no_space_on_its_disk_does_not_count(world: World) -> None:
     register(world, "a", SMALL | {"stopping": True})
     wait = explain(world, JobNeeds())
     assert wait is not None
     assert wait.reason == "no_worker"
+    register(world, "b", SMALL | {"disk_problem": "its disk has 3 MiB left, of 256"})
+    wait = explain(world, JobNeeds())
+    assert wait is not None
+    assert "the only worker, b, takes none now: its disk has 3 MiB left, of 256" in wait.detail
     register(world, "b", SMALL)
     assert explain(world, JobNeeds()) is None
 
