@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.utils import cpp_extension
 
 PACKAGES = "nvidia-cuda-cccl and nvidia-cuda-crt"
 """What completes the headers beside torch, in the version of its CUDA."""
@@ -20,6 +19,8 @@ _MAPS = Path("/proc/self/maps")
 
 def find_cuda_home() -> Path | None:
     """Return a folder with all headers: the CUDA toolkit that torch finds, else NVIDIA's packages beside torch."""
+    from torch.utils import cpp_extension  # imports setuptools, and asks the driver for GPUs
+
     major = str(torch.version.cuda).partition(".")[0]
     beside = Path(torch.__file__).parent.parent / "nvidia" / f"cu{major}"
     homes = [Path(cpp_extension.CUDA_HOME)] if cpp_extension.CUDA_HOME else []
@@ -43,6 +44,8 @@ def find_driver_library(maps: Path = _MAPS) -> Path | None:
 @contextmanager
 def cuda_toolkit(driver: Path | None = None) -> Iterator[None]:
     """Let torch, the compiler and the linker find both. `driver` is the library's file, by default the loaded one."""
+    from torch.utils import cpp_extension
+
     home, driver = find_cuda_home(), driver or find_driver_library()
     assert home is not None, "check_cuda_headers comes first"
     with tempfile.TemporaryDirectory() as folder:
