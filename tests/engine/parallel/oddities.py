@@ -7,26 +7,27 @@ from torch.nn import functional
 
 class Odd(nn.Module):
     """Nearly all of it in one: a scalar and a single slope amid a feed-forward layer, an int16 buffer, a layer in
-    double precision, a tensor that is written piece by piece, an output that the loss does not look at."""
+    double precision, a tensor that is written piece by piece, first and last an output that the loss does not look at.
+    """
 
     places: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.enter, self.side, self.leave = nn.Linear(16, 8), nn.Linear(8, 5), nn.Linear(16, 3)
+        self.enter, self.leave = nn.Linear(16, 8), nn.Linear(16, 3)
+        self.early, self.late = nn.Linear(16, 5), nn.Linear(8, 5)
         self.up, self.bend, self.down = nn.Linear(8, 12), nn.PReLU(), nn.Linear(12, 8)
         self.gain = nn.Parameter(torch.tensor(1.3))
         self.exact = nn.Linear(8, 8).double()
         self.register_buffer("places", torch.arange(8, dtype=torch.int16))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        table = torch.zeros(x.shape[0], 16)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        early, table = self.early(x), torch.zeros(x.shape[0], 16)
         y = torch.relu(self.enter(x))
         table[:, :8] = y
         y = y + self.down(self.bend(self.up(y)) * self.gain) + self.places * 0.1
-        side = self.side(y)
         table[:, 8:] = self.exact(y.double()).float()
-        return self.leave(table), side
+        return self.leave(table), early, self.late(y)
 
 
 class NormedHeads(nn.Module):

@@ -18,6 +18,7 @@ from tests.engine.techniques.learning import bind
 from tests.engine.techniques.opening import open_module
 from worker.engine.devices import CPU
 from worker.engine.errors import RecipeRefused
+from worker.engine.parallel import pipeline
 from worker.engine.parallel.choose import choose_strategy
 from worker.engine.parallel.region import find_region
 from worker.engine.parallel.stages import choose_cuts, cut
@@ -95,6 +96,16 @@ def test_a_plan_ends_where_one_process_does(name: str, plan: dict[str, Any], tmp
     assert losses == pytest.approx(curve, rel=TOLERANCE)
     types = [each.dtype for each in start.module.state_dict().values()]
     assert [each.dtype for each in outcome.program.module.state_dict().values()] == types
+
+
+def test_a_tensor_may_get_its_first_gradient_behind_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, examples = open_odd("odd")
+    (index,) = (index for index, node in enumerate(start.module.graph.nodes) if node.target == "enter")
+    monkeypatch.setattr(pipeline, "choose_cuts", lambda *_: [index])
+    plan = {"pipeline": 2, "timeout_seconds": 20}
+    outcome, _ = run_and_follow(start.copy(), examples, tmp_path / "run", **SHORT, parallel=plan)
+    assert isinstance(outcome.program, Program)
+    assert difference(train_alone("odd")[0], outcome.program) < TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "plan", "code"), REFUSED, ids=str)

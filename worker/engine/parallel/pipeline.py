@@ -127,8 +127,9 @@ class Pipeline(Ranked):
         batch, share = part
         seen = objective.move(batch)
         leaves = [self._messenger.receive(self._stage - 1) for _ in self._own.received]
-        # Clones, because a stage may begin with an operator that works in place, which a leaf does not allow.
-        entering = [each.clone() if isinstance(each, Tensor) and each.requires_grad else each for each in leaves]
+        # Clones, because a stage may write into them: a leaf does not allow that, and what had no gradient when it came
+        # must not be taken for something that has.
+        entering = [each.clone() if isinstance(each, Tensor) else each for each in leaves]
         with objective.autocast():
             outputs = self._own.module(*seen.inputs, *entering)
         self._leaves[index] = leaves
