@@ -70,6 +70,15 @@ def test_what_a_stage_prepares_is_not_taken_for_its_pace() -> None:
     assert recorder.lines[-1].eta_seconds == pytest.approx(98, abs=1)
 
 
+def test_the_first_words_of_a_stage_are_told_at_once() -> None:
+    recorder = Recorder()
+    recorder.reporter.expect([Stage("finetune", 8.0, 0)])
+    recorder.reporter.enter("finetune")
+    recorder.reporter.report(0.0, "starting 2 processes")
+    recorder.reporter.report(0.0, "step 1")
+    assert [line.message for line in recorder.lines] == ["", "starting 2 processes"]
+
+
 def test_a_checkpoint_leaves_the_message_as_it_is() -> None:
     recorder = Recorder()
     recorder.reporter.expect([Stage("finetune", 8.0, 0)])

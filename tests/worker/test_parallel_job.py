@@ -32,6 +32,8 @@ def test_two_processes_fine_tune_and_the_metrics_say_so(service: Service) -> Non
     assert facts["steps_per_second"] > 0
     assert 0 < facts["communication_share"] < 1
     assert len(facts["memory_per_rank"].split(",")) == 2
+    told = [data["message"] for data in service.events(job_id, "progress")]
+    assert "starting 2 processes: data 2" in told, "what a rank takes to start is no silence"
     assert service.ranks() == []
 
 

@@ -94,10 +94,14 @@ class Reporter:
         self.note(name)
 
     def report(self, fraction: float, message: str = "", **metrics: float | int | str | None) -> None:
-        """Tell progress within the current stage, 0 to 1. A line too soon after the last waits for the next one."""
+        """Tell progress within the current stage, 0 to 1. A line too soon after the last waits for the next one.
+
+        Not a stage's first words: the next line may be long in coming.
+        """
+        is_first = bool(message) and not self._message
         self._message = message
         line = self._line(fraction, message, metrics)
-        if self._clock() - self._written_at >= SHORTEST_PAUSE_SECONDS:
+        if is_first or self._clock() - self._written_at >= SHORTEST_PAUSE_SECONDS:
             self._emit(line)
         elif metrics or self._pending is None or not self._pending.metrics:
             self._pending = line
