@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.recipes.training import Finetune
 from tests.engine.techniques.learning import digit_examples, make_cnn, make_zoo, random_examples, state_bytes
+from tests.engine.techniques.opening import open_module
 from worker.engine.errors import RecipeRefused
 from worker.engine.programs.program import Program
 from worker.engine.training.augment import augment
@@ -117,6 +118,28 @@ def test_bf16_computes_in_bf16_and_keeps_fp32_weights(tmp_path: Path) -> None:
     assert {value.dtype for value in program.module.state_dict().values()} <= {torch.float32, torch.int64}
     assert trained.last_loss < trained.first_loss
     assert state_bytes(program) != state_bytes(plain)
+
+
+class _Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 8), nn.Bilinear(8, 8, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.first(image.flatten(1))
+        scores: Tensor = self.second(x, x)
+        return scores
+
+
+def test_an_operator_that_does_not_take_bf16_is_named(tmp_path: Path) -> None:
+    program = open_module(_Bilinear(), (torch.zeros(2, 1, 8, 8),), tmp_path)
+    examples = digit_examples(program, tmp_path / "data")
+    with pytest.raises(
+        RecipeRefused, match="does not compute in bfloat16: All tensors must have the same dtype"
+    ) as got:
+        fit(program, examples, precision="bf16", max_steps=1)
+    assert (got.value.code, got.value.fix) == ("bf16_not_computable", "Set precision to 'fp32'.")
+    fit(program, examples, max_steps=1)
 
 
 def test_label_smoothing_is_the_mean_over_all_classes() -> None:

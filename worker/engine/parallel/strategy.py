@@ -1,7 +1,7 @@
 """How the training loop uses a plan: what it asks for, and the answer of one process alone."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,12 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from worker.engine.devices import mixed_precision, move_batch
+from worker.engine.errors import RecipeRefused
+from worker.engine.failures import is_failed_compilation
 from worker.engine.training.examples import Batch
 
 Fact = float | int | str | bool | None
 Predict = Callable[..., tuple[Tensor, ...]]
 Part = tuple[Batch, float]
 """Some examples, still on the host, and the share of the batch's mean loss that their own mean loss has."""
+
+_MIXED = ("dtype", "scalar type", "not implemented for 'BFloat16'")
+"""In what torch says of tensors of several types, or of one that an operator does not take."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,21 @@ class Objective:
         inputs, labels = move_batch(batch, self.device)
         return Seen(inputs, labels, batch[0])
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of the forward pass."""
-        return mixed_precision(self.device, bf16=self.precision == "bf16")
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Within it is the forward pass. Raises RecipeRefused where an operator does not take bfloat16."""
+        bf16 = self.precision == "bf16"
+        try:
+            with mixed_precision(self.device, bf16=bf16):
+                yield
+        except RuntimeError as error:
+            if not bf16 or is_failed_compilation(error) or not any(each in str(error) for each in _MIXED):
+                raise
+            raise RecipeRefused(
+                f"the model has an operator that does not compute in bfloat16: {str(error)[:300]}",
+                code="bf16_not_computable",
+                fix="Set precision to 'fp32'.",
+            ) from error
 
     def judge(self, outputs: tuple[Tensor, ...], seen: Seen) -> Tensor:
         """Return the mean loss of a part's outputs, which are brought to float32."""
