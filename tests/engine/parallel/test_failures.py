@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,10 +13,13 @@ import pytest
 import torch
 
 from app.recipes.parallel import Parallel
+from app.recipes.plan import EngineError
 from tests.engine.parallel.runs import run_forked, run_started
 from tests.engine.techniques.learning import digit_examples, make_cnn
 from tests.worker.conftest import find_processes, wait_until
+from worker.engine.errors import EngineFailure
 from worker.engine.parallel.group import current_group
+from worker.engine.parallel.launch import RankLost, Ranks, write_error
 
 
 @pytest.fixture(autouse=True)
@@ -122,3 +127,31 @@ def test_an_error_of_one_rank_alone_is_told(tmp_path: Path) -> None:
     assert failure.code == "engine_crash"
     assert "data.npz" in failure.detail
     assert find_processes(str(tmp_path)) == []
+
+
+def test_a_rank_that_aborts_is_an_echo_of_one_that_failed_by_itself(tmp_path: Path) -> None:
+    ends = {1: "os.abort()", 2: "sys.exit(1)"}
+    ranks = Ranks(
+        Parallel(data=3),
+        tmp_path,
+        {
+            rank: subprocess.Popen(
+                [sys.executable, "-c", f"import os, sys; {end}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            for rank, end in ends.items()
+        },
+    )
+    echo = RuntimeError("gloo: Connection closed by peer")
+    try:
+        for process in ranks.processes.values():
+            process.wait()
+        lost = ranks.explain(echo)
+        assert isinstance(lost, RankLost)
+        assert str(lost) == "rank 1 of 3 was killed by signal 6"
+        error = EngineError(code="out_of_memory", detail="memory ran out", fix="Use less.")
+        write_error(tmp_path, 2, MemoryError("memory ran out"), error)
+        own = ranks.explain(echo)
+        assert isinstance(own, EngineFailure)
+        assert (own.code, str(own)) == ("out_of_memory", "rank 2: memory ran out")
+    finally:
+        ranks.end()

@@ -8,6 +8,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -80,13 +81,17 @@ class Ranks:
         while time.monotonic() < until and any(each.poll() is None for each in self.processes.values()):
             time.sleep(0.02)
         codes = {rank: process.poll() for rank, process in self.processes.items()}
-        for rank, code in codes.items():
-            if code is not None and code < 0:
+        killed = {rank: code for rank, code in codes.items() if code is not None and code < 0}
+        # A rank that aborts itself may do so because another one is gone, one that is killed does not.
+        for rank, code in killed.items():
+            if code != -signal.SIGABRT:
                 return self._lost(rank, code)
         for rank in codes:
             error = self.read_error(rank)
             if error is not None:
                 return error
+        for rank, code in killed.items():
+            return self._lost(rank, code)
         silent = [rank for rank, code in codes.items() if code is None]
         if silent:
             return RankStuck(
