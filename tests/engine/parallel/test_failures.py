@@ -31,8 +31,8 @@ def strike(directory: Path, number: int) -> Callable[..., None]:
     """Return a report that sends rank 1 a signal when the first step is reported."""
     struck: list[int] = []
 
-    def report(*_: object, **__: object) -> None:
-        if not struck:
+    def report(fraction: float, *_: object, **__: object) -> None:
+        if fraction and not struck:
             struck.extend(find_processes(str(directory)))
             for process in struck:
                 os.kill(process, number)
