@@ -92,7 +92,9 @@ def test_ranks_end_with_the_engine(tmp_path: Path) -> None:
     program = make_cnn(4)
     examples = digit_examples(program, tmp_path)
 
-    def die(*_: object, **__: object) -> None:
+    def die(fraction: float, *_: object, **__: object) -> None:
+        if not fraction:
+            return  # its ranks start
         assert find_processes(str(tmp_path / "run")) != []
         (tmp_path / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
