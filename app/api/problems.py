@@ -306,12 +306,12 @@ def _locate(item: dict[str, Any], body: Any) -> str:
     where, *parts = item["loc"]
     if where != "body":
         return f"{where}:{parts[-1]}" if parts else str(where)
-    pointer, here, known = "", body, isinstance(body, (dict, list))
+    pointer, here = "", body
     for position, part in enumerate(parts):
         inside = isinstance(here, list) and isinstance(part, int) and part < len(here)
         if inside or (isinstance(here, dict) and part in here):
             here = here[part]
-        elif position < len(parts) - 1 or part == "[key]" or (known and item["type"] != "missing"):
+        elif position < len(parts) - 1 or item["type"] != "missing":
             continue  # the name of a member of a union, or "[key]", which the body does not contain
         pointer += "/" + str(part).replace("~", "~0").replace("/", "~1")
     return pointer

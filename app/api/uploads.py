@@ -163,9 +163,11 @@ async def _read_completion(request: Request, max_bytes: int) -> Completion:
         if len(body) > max_bytes:
             raise TooLarge(f"the body has more than {max_bytes} bytes")
     try:
-        asked = CompletionRequest.model_validate(json.loads(body))
+        given = json.loads(body)
+        asked = CompletionRequest.model_validate(given)
     except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from None
+        found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(found, body=given) from None
     except (ValueError, RecursionError) as error:
         place, message = getattr(error, "pos", 0), getattr(error, "msg", "it cannot be read")
         described = {"type": "json_invalid", "loc": ("body", place), "msg": message, "ctx": {"error": message}}

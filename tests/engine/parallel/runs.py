@@ -24,8 +24,9 @@ from app.recipes.training import Finetune, TrainingSettings
 from tests.engine.simulated_device import DEVICE, simulated_device
 from tests.engine.techniques.learning import context
 from worker.engine.devices import CPU
-from worker.engine.errors import EngineFailure
+from worker.engine.errors import EngineFailure, RecipeRefused
 from worker.engine.parallel import work
+from worker.engine.parallel.choose import choose_strategy
 from worker.engine.parallel.group import RankFinished, joined
 from worker.engine.parallel.launch import run_parallel
 from worker.engine.parallel.work import say_nothing
@@ -79,6 +80,21 @@ def run_and_follow(
     return run_forked(
         step.parallel, directory / "meeting", lambda: (technique.run(program, step, where), losses), device
     )
+
+
+def find_refusal(program: Program, examples: BoundExamples, directory: Path, **spec: Any) -> str:
+    """Return the code with which all ranks of a plan refuse to fine-tune; "nothing" where they would."""
+    step, copy = Finetune.model_validate({"kind": "finetune", **spec}), program.copy()
+    assert step.parallel is not None
+
+    def refuse() -> str:
+        try:
+            choose_strategy(step, copy, copy.module, examples, [])
+        except RecipeRefused as refusal:
+            return refusal.code
+        return "nothing"
+
+    return run_forked(step.parallel, directory / "meeting", refuse)
 
 
 def run_started(

@@ -13,7 +13,7 @@ from app.recipes.parallel import Parallel
 from app.recipes.training import Finetune
 from tests.engine.folders import make_folder
 from tests.engine.parallel.oddities import Centered, Joined, NormedHeads, Odd, Pictures, Siamese
-from tests.engine.parallel.runs import difference, run_and_follow, run_forked
+from tests.engine.parallel.runs import difference, find_refusal, run_and_follow, run_forked
 from tests.engine.techniques.learning import bind
 from tests.engine.techniques.opening import open_module
 from worker.engine.devices import CPU
@@ -111,18 +111,7 @@ def test_a_tensor_may_get_its_first_gradient_behind_a_cut(tmp_path: Path, monkey
 @pytest.mark.parametrize(("name", "plan", "code"), REFUSED, ids=str)
 def test_or_it_is_refused(name: str, plan: dict[str, Any], code: str, tmp_path: Path) -> None:
     start, examples = open_odd(name)
-    step = Finetune.model_validate({"kind": "finetune", **SHORT, "parallel": plan})
-    program = start.copy()
-
-    def refuse() -> str:
-        try:
-            choose_strategy(step, program, program.module, examples, [])
-        except RecipeRefused as refusal:
-            return refusal.code
-        return "nothing"
-
-    assert step.parallel is not None
-    assert run_forked(step.parallel, tmp_path / "meeting", refuse) == code
+    assert find_refusal(start, examples, tmp_path, **SHORT, parallel=plan) == code
 
 
 def test_no_rank_can_normalize_a_part_of_the_channels(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 from app.recipes.parallel import Parallel
 from app.recipes.training import Finetune
 from tests.engine.folders import make_folder
-from tests.engine.parallel.runs import difference, run_and_follow, run_forked, without_dropout
+from tests.engine.parallel.runs import difference, find_refusal, run_and_follow, run_forked, without_dropout
 from tests.engine.techniques.learning import bind, digit_examples, make_cnn, make_zoo, random_examples
 from worker.engine.devices import CPU
-from worker.engine.errors import RecipeRefused
 from worker.engine.parallel.choose import choose_strategy
 from worker.engine.parallel.pipeline import schedule
 from worker.engine.parallel.states import State, gather_state, load_state
@@ -172,19 +171,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_plans_that_do_not_fit_are_refused(case: str, tmp_path: Path) -> None:
     model, plan, code = REFUSED[case]
     start, examples = WORLDS[model]()
-    step = Finetune.model_validate({"kind": "finetune", **SHORT, "parallel": plan})
-
-    program = start.copy()
-
-    def refuse() -> str:
-        try:
-            choose_strategy(step, program, program.module, examples, [])
-        except RecipeRefused as refusal:
-            return refusal.code
-        return "nothing"
-
-    assert step.parallel is not None
-    assert run_forked(step.parallel, tmp_path / "meeting", refuse) == code
+    assert find_refusal(start, examples, tmp_path, **SHORT, parallel=plan) == code
 
 
 @pytest.mark.parametrize("plan", [{"data": 2, "shard": True}, {"tensor": 2}, {"pipeline": 2}], ids=str)

@@ -90,8 +90,8 @@ class Ranks:
             error = self.read_error(rank)
             if error is not None:
                 return error
-        for rank, code in killed.items():
-            return self._lost(rank, code)
+        if killed:
+            return self._lost(*next(iter(killed.items())))
         silent = [rank for rank, code in codes.items() if code is None]
         if silent:
             return RankStuck(

@@ -7,7 +7,7 @@ removed nor shared out among ranks. The same numbers in the forms that most mode
     unflatten(x, -1, [3, e]).unsqueeze(0).transpose(0, -2).squeeze(-2).contiguous().select(0, i)
                                                                ->  chunk(x, 3, -1)[i].contiguous()
     view(x, [l, b * h, w]).transpose(0, 1).view([b, h, l, w])  ->  view(x, [l, b, h, w]).permute([1, 2, 0, 3])
-    a mask (b, 1, 1, l), expanded for b * h heads           ->  the mask
+    a mask (b, 1, 1, l), expanded for b * h heads              ->  the mask
     linear(reshape(x, [l * b, e])).view([l, b, f])             ->  linear(reshape(x, [l, b, e]))
 
 Attention in single products is rewritten in attention_products.py.
